@@ -1,0 +1,1 @@
+"""The container runtime as the node worker sees it; see `port`."""
