@@ -1,0 +1,1 @@
+"""The controller: takes requests, publishes jobs to nodes, follows what they report."""
