@@ -1,0 +1,1 @@
+"""Everything that crosses a wire or is kept on disk: names, messages, records. No behaviour, no I/O."""

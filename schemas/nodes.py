@@ -1,0 +1,37 @@
+"""What a node tells about itself with each heartbeat."""
+
+from schemas.base import WIRE_VERSION, Record
+from schemas.gpus import GpuFacts
+from schemas.manifest import HostFacts
+from schemas.orders import Target
+
+HEARTBEAT_SECONDS = 5.0
+SILENT_AFTER_SECONDS = 20.0
+
+
+class NodeWarning(Record, frozen=True, kw_only=True):
+    """Something about the node that costs speed or a feature, and what to do."""
+
+    reason: str
+    message: str
+
+
+class Inventory(Record, frozen=True, kw_only=True):
+    """A node as its worker sees it; `at` is the heartbeat."""
+
+    version: int = WIRE_VERSION
+    node: str
+    instance: str
+    at: float
+    started: float
+    worker_version: str
+    ready: bool
+    """The worker takes jobs: containerd answers and nothing is left to recover."""
+    host: HostFacts
+    containers: tuple[Target, ...] = ()
+    gpus: tuple[GpuFacts, ...] = ()
+    free_disk_bytes: int = 0
+    free_memory_bytes: int = 0
+    running: tuple[str, ...] = ()
+    """Actions at work."""
+    warnings: tuple[NodeWarning, ...] = ()

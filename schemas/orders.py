@@ -1,0 +1,75 @@
+"""What a node is told to do: the content of a job."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from schemas.base import Record
+
+Identifier = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=76)
+]
+"""What containerd takes as the name of a container or of a namespace."""
+
+CheckpointId = Annotated[
+    str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+]
+
+
+class Place(StrEnum):
+    """Where the state of a checkpointed container waits."""
+
+    DISK = "disk"
+    MEMORY = "memory"
+    """GPU memory in the host's, the processes frozen: the GPU is free, nothing is written."""
+
+
+class OutsideTcp(StrEnum):
+    """What becomes of TCP connections to peers outside the container."""
+
+    CLOSE = "close"
+    REFUSE = "refuse"
+
+
+class Target(Record, frozen=True, kw_only=True):
+    """One container of one node's containerd."""
+
+    namespace: Identifier
+    container: Identifier
+
+
+class CheckpointOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="checkpoint"):
+    """Checkpoint a running container; stop it unless it is left running."""
+
+    target: Target
+    checkpoint: CheckpointId
+    place: Place = Place.DISK
+    leave_running: bool = False
+    outside_tcp: OutsideTcp = OutsideTcp.CLOSE
+    independent_gpu_processes: bool = False
+    """Several CUDA processes of the container share no GPU memory with each other (CUDA IPC)."""
+
+
+class RestoreOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="restore"):
+    """Resume a container from a checkpoint, under its own or another name."""
+
+    checkpoint: CheckpointId
+    target: Target
+    place: Place = Place.DISK
+    gpu_map: dict[str, str] = {}
+    """UUID at the checkpoint → UUID now; empty: the node pairs them itself."""
+
+
+class DeleteOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="delete"):
+    """Delete the files of a checkpoint."""
+
+    checkpoint: CheckpointId
+
+
+Order = CheckpointOrder | RestoreOrder | DeleteOrder
+VERBS = {CheckpointOrder: "checkpoint", RestoreOrder: "restore", DeleteOrder: "delete"}
+
+
+def verb(order: Order) -> str:
+    return VERBS[type(order)]

@@ -1,0 +1,49 @@
+"""What users ask for over REST: the body of POST /api/v1/actions."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from schemas.base import Record
+from schemas.orders import CheckpointId, Identifier, OutsideTcp, Place
+
+Timeout = Annotated[float, Meta(gt=0, le=24 * 3600)]
+DEFAULT_TIMEOUT_SECONDS = 600.0
+DEFAULT_NAMESPACE = "default"
+
+
+class CheckpointRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="checkpoint"):
+    container: Identifier
+    namespace: Identifier = DEFAULT_NAMESPACE
+    node: str | None = None
+    """Default: the one node that reports the container."""
+    place: Place = Place.DISK
+    leave_running: bool = False
+    outside_tcp: OutsideTcp = OutsideTcp.CLOSE
+    independent_gpu_processes: bool = False
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
+
+
+class RestoreRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="restore"):
+    checkpoint: CheckpointId
+    node: str | None = None
+    """Default: the node that holds the checkpoint."""
+    name: Identifier | None = None
+    """Default: the name the container had."""
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
+
+
+class DeleteRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="delete"):
+    checkpoint: CheckpointId
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
+
+
+Request = CheckpointRequest | RestoreRequest | DeleteRequest
+
+
+class Problem(Record, frozen=True, kw_only=True):
+    """The body of every error answer."""
+
+    message: str
+    reason: str = ""
+    advice: str = ""
