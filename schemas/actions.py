@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from schemas.base import WIRE_VERSION, Record
+from schemas.base import Message, Record
 from schemas.failures import Failure
 from schemas.messages import Result
 from schemas.orders import Order
@@ -32,10 +32,9 @@ class StepProgress(Record, frozen=True, kw_only=True):
     note: str = ""
 
 
-class Action(Record, frozen=True, kw_only=True):
+class Action(Message, frozen=True, kw_only=True):
     """One thing somebody asked for. `attempt` counts from 1 and travels as the job's fence."""
 
-    version: int = WIRE_VERSION
     id: str
     kind: str
     """checkpoint, restore or delete: the order's verb."""

@@ -14,6 +14,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Frozen data. A reader ignores fields it does not know, so optional ones can be added."""
 
 
+class Message(Record, frozen=True, kw_only=True, tag_field="version", tag=WIRE_VERSION):
+    """A record that stands alone on a wire or on disk: its version is always written with it."""
+
+
 class Undecodable(ValueError):
     """The bytes are not a message of this version."""
 
@@ -29,13 +33,15 @@ def decode(raw: bytes, of: UnionType) -> Any: ...
 def decode(raw: bytes, of: Any) -> Any:
     """The record in the bytes, or Undecodable with the place and the reason."""
     try:
-        record = msgspec.json.decode(raw, type=of)
+        return msgspec.json.decode(raw, type=of)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Undecodable(str(error)) from error
-    version = getattr(record, "version", WIRE_VERSION)
-    if version != WIRE_VERSION:
-        raise Undecodable(
-            f"version {version} is not known here, only version {WIRE_VERSION}: "
-            "update this program or the one that sent the message"
-        )
-    return record
+        raise Undecodable(f"{error}{_advice(str(error))}") from error
+
+
+def _advice(error: str) -> str:
+    if not error.endswith("`$.version`"):
+        return ""
+    return (
+        f": only version {WIRE_VERSION} is known here; "
+        "update this program or the one that sent the message"
+    )

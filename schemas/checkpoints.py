@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from schemas.base import WIRE_VERSION, Record
+from schemas.base import Message
 from schemas.manifest import CheckpointFacts
 
 
@@ -12,8 +12,7 @@ class CheckpointState(StrEnum):
     """Its files are gone; kept so that a question about it has an answer."""
 
 
-class CatalogueEntry(Record, frozen=True, kw_only=True):
-    version: int = WIRE_VERSION
+class CatalogueEntry(Message, frozen=True, kw_only=True):
     facts: CheckpointFacts
     state: CheckpointState
     updated: float

@@ -1,4 +1,4 @@
-"""Write the JSON Schemas of everything on a wire to `schemas/json/`, or check that they are current.
+"""Write the JSON Schemas of everything on a wire to `schemas/json/`, or check them.
 
 python -m schemas.export [--check]
 """

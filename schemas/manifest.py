@@ -1,10 +1,9 @@
 """The manifest: what makes a folder a checkpoint. Written last; without it there is none."""
 
-from schemas.base import Record
+from schemas.base import Message, Record
 from schemas.gpus import GpuFacts, GpuProcess
 from schemas.orders import CheckpointId, Target
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 IMAGES_FOLDER = "images"
 ROOTFS_FILE = "rootfs.tar"
@@ -69,10 +68,9 @@ class CheckpointFacts(Record, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
-class Manifest(Record, frozen=True, kw_only=True):
-    """`version` is the format's; another one is refused, never guessed at."""
+class Manifest(Message, frozen=True, kw_only=True):
+    """Another version of the format is refused, never guessed at."""
 
-    version: int = FORMAT_VERSION
     id: CheckpointId
     action: str
     target: Target

@@ -3,19 +3,18 @@
 from enum import StrEnum
 from typing import Literal
 
-from schemas.base import WIRE_VERSION, Record
+from schemas.base import Message, Record
 from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts
 from schemas.orders import Order, Target
 
 
-class Job(Record, frozen=True, kw_only=True):
+class Job(Message, frozen=True, kw_only=True):
     """One order for one node, part of an action.
 
     `attempt` is the fence: a worker that has seen a higher one for this action refuses a lower.
     """
 
-    version: int = WIRE_VERSION
     action: str
     attempt: int
     node: str
@@ -64,10 +63,9 @@ class Deleted(Record, frozen=True, kw_only=True, tag_field="kind", tag="deleted"
 Result = Checkpointed | Restored | Deleted
 
 
-class JobEvent(Record, frozen=True, kw_only=True):
+class JobEvent(Message, frozen=True, kw_only=True):
     """What a node reports about a job. `sequence` grows by one per event of an attempt."""
 
-    version: int = WIRE_VERSION
     action: str
     attempt: int
     sequence: int
@@ -84,17 +82,15 @@ class JobEvent(Record, frozen=True, kw_only=True):
     result: Result | None = None
 
 
-class Cancel(Record, frozen=True, kw_only=True):
+class Cancel(Message, frozen=True, kw_only=True):
     """Word to a node that an action is no longer wanted."""
 
-    version: int = WIRE_VERSION
     action: str
 
 
-class Claim(Record, frozen=True, kw_only=True):
+class Claim(Message, frozen=True, kw_only=True):
     """Who serves a node's name: asked and answered on the node's claim subject."""
 
-    version: int = WIRE_VERSION
     kind: Literal["ask", "mine"]
     node: str
     instance: str

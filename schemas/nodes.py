@@ -1,6 +1,6 @@
 """What a node tells about itself with each heartbeat."""
 
-from schemas.base import WIRE_VERSION, Record
+from schemas.base import Message, Record
 from schemas.gpus import GpuFacts
 from schemas.manifest import HostFacts
 from schemas.orders import Target
@@ -16,10 +16,9 @@ class NodeWarning(Record, frozen=True, kw_only=True):
     message: str
 
 
-class Inventory(Record, frozen=True, kw_only=True):
+class Inventory(Message, frozen=True, kw_only=True):
     """A node as its worker sees it; `at` is the heartbeat."""
 
-    version: int = WIRE_VERSION
     node: str
     instance: str
     at: float
