@@ -190,9 +190,7 @@ class Runtime(Protocol):
     ) -> None:
         """Make the task, from the images in `restore` if given; `start_task` sets it going."""
 
-    async def start_task(
-        self, namespace: str, id: str, *, timeout: float = RESTORE_TIMEOUT
-    ) -> int:
+    async def start_task(self, namespace: str, id: str, *, timeout: float = RESTORE_TIMEOUT) -> int:
         """The pid of the container's first process. A restored one is restored here."""
 
     async def pause(self, namespace: str, id: str) -> None: ...

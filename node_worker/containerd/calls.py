@@ -1,0 +1,89 @@
+"""One gRPC call to containerd: its path, its time-out, and its failures as the port's errors."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import grpc.aio
+import msgspec
+from google.protobuf.message import Message
+
+from node_worker.containerd.port import (
+    AlreadyExists,
+    NotFound,
+    RuntimeFailed,
+    RuntimeProblem,
+    RuntimeTimedOut,
+    RuntimeUnavailable,
+    WrongState,
+)
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+NAMESPACE_KEY = "containerd-namespace"
+CHANNEL_OPTIONS = (
+    # containerd's server refuses the escaped socket path that grpc would send as authority
+    ("grpc.default_authority", "localhost"),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+)
+
+
+class Call(msgspec.Struct, Generic[Q, A], frozen=True):
+    """A method of containerd's API, by its whole path, and what it takes and answers."""
+
+    path: str
+    request: type[Q]
+    answer: type[A]
+
+
+class Caller:
+    """Makes calls over one channel, which reconnects by itself when containerd restarts."""
+
+    def __init__(self, channel: grpc.aio.Channel, socket: Path) -> None:
+        self._channel = channel
+        self._socket = socket
+
+    async def __call__(
+        self, call: Call[Q, A], request: Q, *, namespace: str = "", timeout: float
+    ) -> A:
+        send = self._channel.unary_unary(
+            call.path,
+            request_serializer=call.request.SerializeToString,
+            response_deserializer=call.answer.FromString,
+        )
+        metadata = ((NAMESPACE_KEY, namespace),) if namespace else ()
+        try:
+            answer: A = await send(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._problem(call.path, error, timeout) from error
+        return answer
+
+    def _problem(self, path: str, error: grpc.aio.AioRpcError, timeout: float) -> RuntimeProblem:
+        method, text = path.rpartition("/")[2], error.details() or "no details"
+        match error.code():
+            case grpc.StatusCode.NOT_FOUND:
+                return NotFound(text)
+            case grpc.StatusCode.ALREADY_EXISTS:
+                return AlreadyExists(text)
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                return WrongState(text)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return RuntimeTimedOut(f"containerd did not end {method} within {timeout:g} s")
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+                return RuntimeUnavailable(
+                    f"containerd does not answer on {self._socket}: {text}; "
+                    "see that it runs and that the socket's path is right"
+                )
+            case _:
+                return RuntimeFailed(f"{method}: {text}")
+
+
+@contextlib.asynccontextmanager
+async def open_caller(socket: Path) -> AsyncIterator[Caller]:
+    async with grpc.aio.insecure_channel(f"unix://{socket}", options=CHANNEL_OPTIONS) as channel:
+        yield Caller(channel, socket)
