@@ -1,0 +1,33 @@
+"""The message bus: one narrow port, the NATS adapter behind it, and an in-memory twin."""
+
+from kybernate.bus.port import (
+    Bus,
+    BusProblem,
+    BusSettings,
+    BusUnavailable,
+    Conflict,
+    Delivery,
+    NotPermitted,
+    Queue,
+    QueueMissing,
+    Row,
+    Table,
+    TooLarge,
+    TopologyMissing,
+)
+
+__all__ = [
+    "Bus",
+    "BusProblem",
+    "BusSettings",
+    "BusUnavailable",
+    "Conflict",
+    "Delivery",
+    "NotPermitted",
+    "Queue",
+    "QueueMissing",
+    "Row",
+    "Table",
+    "TooLarge",
+    "TopologyMissing",
+]
