@@ -1,0 +1,1 @@
+"""A zoo of workloads whose state is hard to bring back."""
