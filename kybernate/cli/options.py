@@ -1,0 +1,58 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+DEFAULT_SERVER = "http://127.0.0.1:7474"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def connected(command: F) -> F:
+    """The options of every command that speaks to a controller."""
+    for option in (_token, _server):
+        command = option(command)
+    return command
+
+
+def output(command: F) -> F:
+    return click.option(
+        "--output",
+        "-o",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        envvar="KYBERNATE_OUTPUT",
+        help="Text for people or JSON for programs.",
+    )(command)
+
+
+def waiting(command: F) -> F:
+    return click.option(
+        "--wait/--no-wait",
+        default=True,
+        show_default=True,
+        help="Wait for the end of the action, or only for its acceptance.",
+    )(command)
+
+
+def _server(command: F) -> F:
+    return click.option(
+        "--server",
+        "servers",
+        multiple=True,
+        default=(DEFAULT_SERVER,),
+        show_default=True,
+        envvar="KYBERNATE_SERVER",
+        help="URL of a controller; several are tried in order (in the environment: with spaces).",
+    )(command)
+
+
+def _token(command: F) -> F:
+    return click.option(
+        "--token",
+        envvar="KYBERNATE_TOKEN",
+        help="Bearer token, where the controllers want one; better in the environment.",
+    )(command)

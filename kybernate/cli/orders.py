@@ -1,0 +1,189 @@
+"""Commands that change something: each posts an order and, unless told otherwise, waits for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from kybernate.cli import options, text, trace
+from kybernate.cli.connection import Connection
+from kybernate.cli.exits import Failed, Interrupted, Stop, failed
+from kybernate.cli.progress import display
+from schemas.actions import Action, ActionState
+from schemas.messages import Checkpointed, Restored
+from schemas.orders import OutsideTcp, Place
+from schemas.requests import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_TIMEOUT_SECONDS,
+    CheckpointRequest,
+    DeleteRequest,
+    Request,
+    RestoreRequest,
+)
+
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True, max=24 * 3600),
+    default=DEFAULT_TIMEOUT_SECONDS,
+    show_default=True,
+    help="Seconds that the action may take; after that nothing is committed any more.",
+)
+_node = click.option("--node", help="Default: the node that has it.")
+
+
+def _ordering(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (options.connected, options.output, options.waiting, _timeout):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("container")
+@click.option(
+    "--namespace",
+    "-n",
+    default=DEFAULT_NAMESPACE,
+    show_default=True,
+    help="containerd's namespace of the container.",
+)
+@_node
+@click.option(
+    "--place",
+    type=click.Choice([place.value for place in Place]),
+    default=Place.DISK.value,
+    show_default=True,
+    help="disk: a durable folder. memory: only the GPU is freed, the processes stay, frozen.",
+)
+@click.option("--leave-running", is_flag=True, help="Let the container run on afterwards.")
+@click.option(
+    "--outside-tcp",
+    type=click.Choice([what.value for what in OutsideTcp]),
+    default=OutsideTcp.CLOSE.value,
+    show_default=True,
+    help="Connections to peers outside: closed in the resumed container, or a reason to refuse.",
+)
+@click.option(
+    "--independent-gpu-processes",
+    is_flag=True,
+    help="Vouch that the container's CUDA processes share no GPU memory with each other.",
+)
+@_ordering
+def checkpoint(**given: Any) -> None:
+    """Checkpoint CONTAINER and stop it, or let it run on with --leave-running.
+
+    Prints the id of the checkpoint, which `kybernate restore` takes.
+    """
+    _order(_request(CheckpointRequest, given), given)
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--name", help="Name of the resumed container; default: the name it had.")
+@_node
+@_ordering
+def restore(**given: Any) -> None:
+    """Resume the container of CHECKPOINT (an id from `kybernate get checkpoints`)."""
+    _order(_request(RestoreRequest, given), given)
+
+
+@click.group()
+def delete() -> None:
+    """Delete a checkpoint."""
+
+
+@delete.command("checkpoint")
+@click.argument("checkpoint", metavar="ID")
+@_ordering
+def delete_checkpoint(**given: Any) -> None:
+    """Delete the files of the checkpoint ID."""
+    _order(_request(DeleteRequest, given), given)
+
+
+@click.command()
+@click.argument("action")
+@options.connected
+@options.output
+@options.waiting
+def cancel(action: str, **given: Any) -> None:
+    """Cancel ACTION: its node undoes what it did, unless the result is already durable."""
+    connection = Connection(given["servers"], given["token"])
+    seen = connection.cancel(action)
+    if given["wait"]:
+        seen = _followed(connection, seen)
+    _print(seen, given["output"])
+    if seen.state in {ActionState.COMPLETED, ActionState.FAILED}:
+        raise Failed(
+            f"action {seen.id} was not cancelled, it had ended: {seen.state}",
+            f"see `kybernate describe action {seen.id}`",
+        )
+
+
+def _request(of: type[Any], given: dict[str, Any]) -> Request:
+    fields = {name: given[name] for name in of.__struct_fields__ if given[name] is not None}
+    try:
+        request: Request = msgspec.convert(fields | {"kind": _kind(of)}, of)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"what was given does not fit: {error}") from error
+    return request
+
+
+def _kind(of: type[Request]) -> str:
+    return str(of.__struct_config__.tag)
+
+
+def _order(request: Request, given: dict[str, Any]) -> None:
+    connection = Connection(given["servers"], given["token"])
+    with trace.request() as traced:
+        action = connection.order(traced.action, request, traced.headers)
+        if given["wait"]:
+            action = _followed(connection, action)
+    _print(action, given["output"])
+    if action.failure or action.state is ActionState.CANCELLED:
+        raise _ended_badly(action)
+
+
+def _followed(connection: Connection, action: Action) -> Action:
+    try:
+        with display() as shown:
+            shown.show(action)
+            for seen in connection.watch(action.id):
+                action = seen
+                shown.show(seen)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted; action {action.id} goes on",
+            f"`kybernate cancel {action.id}` ends it, "
+            f"`kybernate describe action {action.id}` shows how far it is",
+        ) from error
+    return action
+
+
+def _ended_badly(action: Action) -> Stop:
+    if action.failure:
+        return failed(action.failure, f"{action.kind} (action {action.id})")
+    return Failed(f"action {action.id} was cancelled")
+
+
+def _print(action: Action, output: str) -> None:
+    if output == "json":
+        click.echo(msgspec.json.encode(action))
+    elif action.state is ActionState.COMPLETED:
+        click.echo(_outcome(action))
+    elif action.state is ActionState.CANCELLED:
+        click.echo(f"{action.id}  cancelled")
+    elif not action.ended:
+        click.echo(action.id)
+
+
+def _outcome(action: Action) -> str:
+    took = text.seconds(action.updated - action.created)
+    match action.result:
+        case Checkpointed(checkpoint=facts):
+            target = f"{facts.target.namespace}/{facts.target.container}"
+            after = "runs on" if facts.left_running else "stopped"
+            return f"{facts.id}  {target} {after}, {text.size(facts.size)}, {took}"
+        case Restored(target=target, pid=pid):
+            return f"{target.namespace}/{target.container}  runs again, pid {pid}, {took}"
+        case _:
+            return f"done, {took}"

@@ -1,0 +1,360 @@
+"""The command line against a small REST server of the test's own: words, codes, formats."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from kybernate.cli.program import COMMANDS, program
+from schemas import reasons
+from schemas.actions import Action, ActionState, StepProgress
+from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.failures import Failure
+from schemas.manifest import CheckpointFacts, HostFacts
+from schemas.messages import Checkpointed, Deleted, Restored
+from schemas.nodes import Inventory, NodeWarning
+from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target
+from schemas.requests import Problem
+
+CHECKPOINT = "3d1f9c54-6a51-4b6e-9d54-0c1f6f1f2a10"
+TARGET = Target(namespace="default", container="counter")
+FACTS = CheckpointFacts(
+    id=CHECKPOINT, node="one", target=TARGET, created=1000.0, size=3 * 1024 * 1024, image="busybox"
+)
+RUNNING = Action(
+    id="a1",
+    kind="checkpoint",
+    node="one",
+    order=CheckpointOrder(target=TARGET, checkpoint=CHECKPOINT),
+    state=ActionState.RUNNING,
+    created=1000.0,
+    updated=1000.1,
+    deadline=1600.0,
+    steps=(StepProgress(step="dump", started=1000.0, seconds=0.25, done_bytes=2048),),
+)
+DONE = msgspec.structs.replace(
+    RUNNING, state=ActionState.COMPLETED, updated=1001.5, result=Checkpointed(checkpoint=FACTS)
+)
+FAILURE = Failure(
+    reason=reasons.DUMP_FAILED,
+    message="CRIU cannot dump a socket",
+    advice="close it",
+    step="dump",
+)
+FAILED = msgspec.structs.replace(RUNNING, state=ActionState.FAILED, failure=FAILURE)
+
+
+class Server:
+    """Answers by method and path; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer()
+
+            def do_POST(self) -> None:
+                self._answer()
+
+            def _answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                asked = f"{self.command} {self.path}"
+                outer.asked.append((asked, dict(self.headers), body))
+                missing = (404, msgspec.json.encode(Problem(message=f"no {asked} here")))
+                status, answer = outer.answers.get(asked, missing)
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: Any) -> None:
+                """Silence."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def answer(self, asked: str, *records: Any, status: int = 200) -> None:
+        self.answers[asked] = status, b"\n".join(map(msgspec.json.encode, records)) + b"\n"
+
+    def accept(self, *changes: Action) -> None:
+        self.answer("POST /api/v1/actions", RUNNING, status=202)
+        self.answer("GET /api/v1/actions/a1/watch", *changes)
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+def call(server: Server | str, *arguments: str) -> Result:
+    url = server if isinstance(server, str) else server.url
+    environment = {"KYBERNATE_SERVER": url, "KYBERNATE_TOKEN": ""}
+    return CliRunner().invoke(program, list(arguments), env=environment)
+
+
+def test_a_finished_checkpoint_prints_its_id_and_its_steps(server: Server) -> None:
+    server.accept(RUNNING, DONE)
+    result = call(server, "checkpoint", "counter", "--leave-running", "--timeout", "30")
+    assert result.exit_code == 0
+    assert result.stdout == f"{CHECKPOINT}  default/counter stopped, 3.0 MiB, 1.50 s\n"
+    assert result.stderr.split() == ["dump", "250", "ms", "2.0", "KiB"]
+    asked, headers, body = server.asked[0]
+    assert asked == "POST /api/v1/actions"
+    assert json.loads(body) == {
+        "kind": "checkpoint",
+        "container": "counter",
+        "leave_running": True,
+        "timeout": 30.0,
+    }
+    assert len(headers["Idempotency-Key"]) == 36
+    assert headers["traceparent"].startswith("00-")
+    assert "Authorization" not in headers
+
+
+def test_json_holds_the_whole_action_and_nothing_else(server: Server) -> None:
+    server.accept(DONE)
+    result = call(server, "checkpoint", "counter", "--output", "json", "--token", "secret")
+    assert msgspec.json.decode(result.stdout, type=Action) == DONE
+    assert {headers["Authorization"] for _, headers, _ in server.asked} == {"Bearer secret"}
+
+
+def test_not_waiting_prints_the_action(server: Server) -> None:
+    server.accept()
+    result = call(server, "checkpoint", "counter", "--no-wait")
+    assert (result.exit_code, result.stdout) == (0, "a1\n")
+    assert len(server.asked) == 1
+
+
+def test_a_failed_action_says_where_why_and_what_to_do(server: Server) -> None:
+    server.accept(FAILED)
+    result = call(server, "checkpoint", "counter")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert (
+        "kybernate: checkpoint (action a1) failed in step dump: "
+        "CRIU cannot dump a socket (DumpFailed)\n  what to do: close it\n"
+    ) in result.stderr
+
+
+def test_a_deadline_that_passed_has_its_own_code(server: Server) -> None:
+    late = Failure(reason=reasons.DEADLINE_EXCEEDED, message="too late")
+    server.accept(msgspec.structs.replace(FAILED, failure=late))
+    assert call(server, "checkpoint", "counter").exit_code == 5
+
+
+def test_a_cancelled_action_is_no_success(server: Server) -> None:
+    server.accept(msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED))
+    result = call(server, "checkpoint", "counter")
+    assert (result.exit_code, result.stdout) == (1, "a1  cancelled\n")
+
+
+def test_retries_are_told(server: Server) -> None:
+    again = msgspec.structs.replace(RUNNING, attempt=2, earlier_failures=(FAILURE,))
+    server.accept(RUNNING, again, DONE)
+    assert "attempt 2 because: CRIU cannot dump" in call(server, "checkpoint", "counter").stderr
+
+
+def test_a_watch_that_breaks_off_is_taken_up_again(server: Server) -> None:
+    server.accept(RUNNING)
+
+    def end_later() -> None:
+        while not any(asked.endswith("/watch") for asked, _, _ in server.asked):
+            time.sleep(0.01)
+        server.accept(DONE)
+
+    ender = threading.Thread(target=end_later)
+    ender.start()
+    result = call(server, "checkpoint", "counter")
+    ender.join()
+    assert result.exit_code == 0
+    assert result.stderr.count("dump") == 1
+
+
+def test_restore_and_delete_send_what_was_asked(server: Server) -> None:
+    order = RestoreOrder(checkpoint=CHECKPOINT, target=TARGET)
+    restored = Restored(target=TARGET, pid=42, checkpoint=CHECKPOINT)
+    server.accept(msgspec.structs.replace(DONE, kind="restore", order=order, result=restored))
+    result = call(server, "restore", CHECKPOINT, "--name", "again", "--node", "one")
+    assert result.stdout == "default/counter  runs again, pid 42, 1.50 s\n"
+    assert json.loads(server.asked[0][2]) == {
+        "kind": "restore",
+        "checkpoint": CHECKPOINT,
+        "name": "again",
+        "node": "one",
+    }
+    gone = Deleted(checkpoint=CHECKPOINT)
+    removal = DeleteOrder(checkpoint=CHECKPOINT)
+    server.accept(msgspec.structs.replace(DONE, kind="delete", order=removal, result=gone))
+    assert call(server, "delete", "checkpoint", CHECKPOINT).stdout == "done, 1.50 s\n"
+    assert json.loads(server.asked[2][2]) == {"kind": "delete", "checkpoint": CHECKPOINT}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("restore", "no-uuid"),
+        ("checkpoint", "../etc"),
+        ("checkpoint", "counter", "--timeout", "0"),
+        ("checkpoint",),
+        ("get", "pods"),
+        ("fly",),
+    ],
+)
+def test_wrong_usage_is_told_before_anybody_is_asked(
+    server: Server, arguments: tuple[str, ...]
+) -> None:
+    result = call(server, *arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert server.asked == []
+
+
+def test_nobody_there_has_its_own_code_and_advice() -> None:
+    result = call("http://127.0.0.1:1 http://127.0.0.1:2", "get", "nodes")
+    assert result.exit_code == 3
+    assert "no controller answers at http://127.0.0.1:1, http://127.0.0.1:2" in result.stderr
+    assert "kybernate up" in result.stderr
+
+
+def test_the_next_server_is_asked_when_one_is_gone_or_cut_off(server: Server) -> None:
+    cut_off = Server()
+    cut_off.answer("GET /api/v1/nodes", Problem(message="no NATS"), status=503)
+    server.answer("GET /api/v1/nodes", [])
+    result = call(f"http://127.0.0.1:1 {cut_off.url} {server.url}", "get", "nodes", "-o", "json")
+    cut_off.close()
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
+def test_a_controller_that_is_cut_off_says_so(server: Server) -> None:
+    server.answer("GET /api/v1/nodes", Problem(message="NATS is gone"), status=503)
+    result = call(server, "get", "nodes")
+    assert result.exit_code == 3
+    assert "NATS is gone" in result.stderr
+
+
+def test_what_is_refused_is_told_in_the_servers_words(server: Server) -> None:
+    problem = Problem(
+        message="no node reports it", reason=reasons.UNKNOWN_CONTAINER, advice="start it"
+    )
+    server.answer("POST /api/v1/actions", problem, status=404)
+    result = call(server, "checkpoint", "counter")
+    assert result.exit_code == 4
+    assert (
+        result.stderr
+        == "kybernate: no node reports it (UnknownContainer)\n  what to do: start it\n"
+    )
+
+
+def test_something_else_that_answers_is_noticed(server: Server) -> None:
+    server.answers["GET /api/v1/nodes"] = 200, b"<html>hello</html>"
+    result = call(server, "get", "nodes")
+    assert result.exit_code == 1
+    assert "see that --server names a Kybernate controller" in result.stderr
+
+
+def test_lists_are_tables_with_the_latest_first(server: Server) -> None:
+    older = msgspec.structs.replace(FAILED, id="a0", created=10.0)
+    server.answer("GET /api/v1/actions?kind=checkpoint&state=failed", [older, FAILED])
+    result = call(server, "get", "actions", "--kind", "checkpoint", "--state", "failed")
+    head, first, second = result.stdout.splitlines()
+    assert head.split()[:5] == ["ID", "KIND", "SUBJECT", "NODE", "STATE"]
+    assert first.split()[:5] == ["a1", "checkpoint", "default/counter", "one", "failed"]
+    assert second.split()[0] == "a0"
+    assert second.split()[-1] == "DumpFailed"
+
+
+def test_checkpoints_are_listed_and_described(server: Server) -> None:
+    entry = CatalogueEntry(facts=FACTS, state=CheckpointState.READY, updated=1000.0)
+    server.answer("GET /api/v1/checkpoints", [entry])
+    server.answer(f"GET /api/v1/checkpoints/{CHECKPOINT}", entry)
+    row = call(server, "get", "checkpoints").stdout.splitlines()[1].split()
+    assert row[:6] == [CHECKPOINT, "default/counter", "one", "ready", "3.0", "MiB"]
+    described = call(server, "describe", "checkpoint", CHECKPOINT).stdout
+    assert "Image:         busybox" in described
+    found = call(server, "describe", "checkpoint", CHECKPOINT, "-o", "json").stdout
+    assert msgspec.json.decode(found, type=CatalogueEntry) == entry
+
+
+def test_nodes_are_listed_and_described(server: Server) -> None:
+    host = HostFacts(node="a b", architecture="x86_64", kernel="6.18", cpu_model="any")
+    node = Inventory(
+        node="a b",
+        instance="i",
+        at=time.time(),
+        started=1000.0,
+        worker_version="0.1.0",
+        ready=True,
+        host=host,
+        containers=(TARGET,),
+        warnings=(NodeWarning(reason="Slow", message="huge pages are off"),),
+    )
+    silent = msgspec.structs.replace(node, node="old", at=1000.0)
+    server.answer("GET /api/v1/nodes", [silent, node])
+    server.answer("GET /api/v1/nodes/a%20b", node)
+    first, second = call(server, "get", "nodes").stdout.splitlines()[1:]
+    assert "yes" in first
+    assert "silent" in second
+    described = call(server, "describe", "node", "a b").stdout
+    assert "huge pages are off (Slow)" in described
+    assert "default/counter" in described
+
+
+def test_a_described_action_shows_steps_and_every_failure(server: Server) -> None:
+    failed = msgspec.structs.replace(FAILED, earlier_failures=(FAILURE,), attempt=2)
+    server.answer("GET /api/v1/actions/a1", failed)
+    described = call(server, "describe", "action", "a1").stdout
+    assert described.count("CRIU cannot dump a socket") == 2
+    assert "What to do:  close it" in described
+    assert call(server, "describe", "action", "none").exit_code == 4
+
+
+def test_cancel_waits_for_the_end(server: Server) -> None:
+    cancelled = msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED)
+    server.answer("POST /api/v1/actions/a1/cancel", RUNNING, status=202)
+    server.answer("GET /api/v1/actions/a1/watch", cancelled)
+    assert call(server, "cancel", "a1").stdout == "a1  cancelled\n"
+    server.answer("GET /api/v1/actions/a1/watch", DONE)
+    late = call(server, "cancel", "a1")
+    assert late.exit_code == 1
+    assert "was not cancelled" in late.stderr
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(program, [name, "--help"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_asking_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys\n"
+        "from kybernate.cli.program import program\n"
+        "program(['get', 'nodes', '--server', 'http://127.0.0.1:1'], standalone_mode=False)\n"
+    )
+    code = f"try:\n    exec({code!r})\nexcept Exception as e:\n    print(type(e).__name__)\n"
+    code += "import sys\nprint(' '.join(sys.modules))\n"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    stopped, imported = run.stdout.splitlines()
+    assert stopped == "Unreachable"
+    slow = {"aiohttp", "asyncio", "grpc", "nats", "opentelemetry", "rich", "controller"}
+    assert slow.isdisjoint(imported.split())
