@@ -1,0 +1,121 @@
+"""Small helpers for asyncio tasks: loops that go on for ever, back-off, signals, clean endings."""
+
+import asyncio
+import logging
+import random
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_SPREAD = 0.25
+
+
+def jittered(seconds: float) -> float:
+    """About as long, never the same: so that many processes do not act in step."""
+    return seconds * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311 - no secret
+
+
+def backoff(failures: int, *, first: float = 0.2, longest: float = 15.0) -> float:
+    """How long to wait after so many failures in a row: doubling, limited, jittered."""
+    return jittered(min(longest, first * 2.0 ** min(max(failures - 1, 0), 30)))
+
+
+async def for_ever(
+    act: Callable[[], Awaitable[object]],
+    *,
+    name: str,
+    pause: float = 0.0,
+    first: float = 0.2,
+    longest: float = 15.0,
+) -> None:
+    """Call `act` again and again until cancelled, `pause` seconds (jittered) between two calls.
+
+    A failure is logged and followed by a longer and longer wait, until a call succeeds again.
+    """
+    failures = 0
+    while True:
+        try:
+            await act()
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            failures += 1
+            wait = backoff(failures, first=first, longest=longest)
+            _log_failure(name, error, failures, wait)
+        else:
+            if failures:
+                log.info("%s works again", name)
+            failures, wait = 0, jittered(pause)
+        await asyncio.sleep(wait)
+
+
+def _log_failure(name: str, error: Exception, failures: int, wait: float) -> None:
+    """The first failure in full, the next ones in a line each."""
+    said = f"{type(error).__name__}: {error}"
+    log.warning(
+        "%s failed (%d in a row, again in %.1f s): %s",
+        name,
+        failures,
+        wait,
+        said,
+        exc_info=error if failures == 1 else None,
+    )
+
+
+async def until_signalled(*signals: signal.Signals) -> signal.Signals:
+    """The first of the signals (default: SIGINT and SIGTERM) that arrives."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[signal.Signals] = loop.create_future()
+    wanted = signals or (signal.SIGINT, signal.SIGTERM)
+    for number in wanted:
+        loop.add_signal_handler(number, _arrive, arrived, number)
+    try:
+        return await arrived
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)
+
+
+def _arrive(arrived: "asyncio.Future[signal.Signals]", number: signal.Signals) -> None:
+    if not arrived.done():
+        arrived.set_result(number)
+
+
+async def run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until it ends or SIGINT or SIGTERM arrives; then it is cancelled and awaited."""
+    task = asyncio.create_task(work)
+    signalled = asyncio.create_task(until_signalled())
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(signalled)
+        if not task.done():
+            await end(task)
+    if not task.cancelled():
+        task.result()
+
+
+async def end(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task and wait until it has ended, however it ends."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end though the caller is cancelled; then the cancellation goes on.
+
+    For what must not be left half done: a last report, an undo. `work` limits its own time.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (problem := task.exception()):
+        log.error("failed while being cancelled: %s", problem, exc_info=problem)
+    raise cancelled
