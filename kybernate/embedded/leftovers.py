@@ -1,0 +1,125 @@
+"""End and unmount what a private containerd left behind, also when it was killed.
+
+Its daemon, shims, runc and CRIU carry `MARK` in their environment; the containers' processes are
+in cgroups whose names begin with a hash of its folder.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = "KYBERNATE_CONTAINERD"
+END_TIMEOUT = 10.0
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class StillThere(Exception):
+    """Processes of a dead containerd that could not be ended."""
+
+
+def cgroup_prefix(home: Path) -> str:
+    digest = hashlib.sha256(os.fsencode(home)).hexdigest()
+    return f"kybernate-{digest[:10]}-"
+
+
+def runc_root(home: Path) -> Path:
+    """Where runc keeps the state of this containerd's containers; its default is shared."""
+    return home / "runc"
+
+
+def clear(home: Path) -> None:
+    """End every process, unmount every mount and remove every cgroup and socket of `home`."""
+    _end_processes(home)
+    _unmount_below(home)
+    _remove_cgroups(cgroup_prefix(home))
+    _remove_shim_sockets(home)
+    shutil.rmtree(runc_root(home), ignore_errors=True)
+
+
+def processes(home: Path) -> tuple[int, ...]:
+    mark = f"{MARK}={home}".encode()
+    in_cgroup = f"/{cgroup_prefix(home)}".encode()
+    return tuple(_pids(mark, in_cgroup))
+
+
+def mounts(home: Path) -> tuple[str, ...]:
+    """The mount points below `home`, deepest last."""
+    below = f"{home}/"
+    points = (_unescape(line.split()[4]) for line in _lines(Path("/proc/self/mountinfo")))
+    return tuple(point for point in points if point.startswith(below))
+
+
+def _pids(mark: bytes, in_cgroup: bytes) -> Iterator[int]:
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it ended while we looked
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
+            if (marked or in_cgroup in (folder / "cgroup").read_bytes()) and not _is_zombie(folder):
+                yield int(folder.name)
+
+
+def _is_zombie(folder: Path) -> bool:
+    return (folder / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX"
+
+
+def _end_processes(home: Path) -> None:
+    end = time.monotonic() + END_TIMEOUT
+    while left := processes(home):
+        if time.monotonic() > end:
+            raise StillThere(f"processes {left} of the containerd in {home} do not end")
+        _thaw(cgroup_prefix(home))
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _thaw(prefix: str) -> None:
+    """A frozen process cannot die (cgroup v1); a dump that was cut off leaves it frozen."""
+    for folder in _cgroups(prefix):
+        for name, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            with contextlib.suppress(OSError):  # the other version's file, or the cgroup is gone
+                if (folder / name).exists():
+                    (folder / name).write_text(thawed)
+
+
+def _unmount_below(home: Path) -> None:
+    for point in reversed(mounts(home)):
+        subprocess.run(["umount", "--lazy", point], check=True, timeout=END_TIMEOUT)
+
+
+def _cgroups(prefix: str) -> tuple[Path, ...]:
+    return (*CGROUPS.glob(f"{prefix}*"), *CGROUPS.glob(f"*/{prefix}*"))
+
+
+def _remove_cgroups(prefix: str) -> None:
+    for folder in _cgroups(prefix):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        children = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+        for path in (*children, folder):
+            path.rmdir()
+
+
+def _remove_shim_sockets(home: Path) -> None:
+    """Shims put their sockets in containerd's common folder, whatever its configuration says."""
+    bundles = home / "state" / "io.containerd.runtime.v2.task"
+    for file in (*bundles.glob("*/*/address"), *bundles.glob("*/*/bootstrap.json")):
+        for socket in re.findall(r'unix://(/[^"\s]+)', file.read_text()):
+            Path(socket).unlink(missing_ok=True)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def _unescape(point: str) -> str:
+    return point.encode().decode("unicode_escape")
