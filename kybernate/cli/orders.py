@@ -1,5 +1,6 @@
 """Commands that change something: each posts an order and, unless told otherwise, waits for it."""
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -134,8 +135,9 @@ def _kind(of: type[Request]) -> str:
 
 def _order(request: Request, given: dict[str, Any]) -> None:
     connection = Connection(given["servers"], given["token"])
-    with trace.request() as traced:
-        action = connection.order(traced.action, request, traced.headers)
+    id = str(uuid.uuid4())
+    with trace.command(id) as headers:
+        action = connection.order(id, request, headers)
         if given["wait"]:
             action = _followed(connection, action)
     _print(action, given["output"])
