@@ -1,0 +1,58 @@
+# The commands of this repository; 'make help' lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= .venv/bin/python
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-gpu lock protos clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Make .venv and fetch containerd, runc and CRIU (done already: a moment)
+	@scripts/setup.sh
+
+venv:  ## Make .venv only
+	@scripts/setup.sh venv
+
+demo: setup  ## Checkpoint a counting container, end it, resume it: the count goes on (root)
+	@$(BIN)/kybernate demo $(ARGS)
+
+test: setup  ## Run the tests; ARGS goes to pytest (root)
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: venv  ## Formatting, lint, types, import contracts, exported schemas
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python -m schemas.export --check
+
+format: venv  ## Format, and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+gpu-test:  ## Run the tests that need a GPU with PYTHON (root)
+	@[[ "$(PYTHON)" != .venv/bin/python ]] || scripts/setup.sh
+	@$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+
+bench-overhead: setup  ## What Kybernate adds to containerd's own checkpoint and restore
+	@$(PYTHON) -m bench.overhead $(ARGS)
+
+bench-jobs: setup  ## Jobs per second and latency over NATS, beside FastStream
+	@$(PYTHON) -m bench.jobs $(ARGS)
+
+bench-gpu:  ## Checkpoint and resume of GPU memory, by size, with PYTHON (root)
+	@[[ "$(PYTHON)" != .venv/bin/python ]] || scripts/setup.sh
+	@$(PYTHON) -m bench.gpu $(ARGS)
+
+lock: venv  ## Write requirements.lock anew (UPGRADE=1: newest versions)
+	@scripts/lock.sh
+
+protos: venv  ## Generate the protobuf code of containerd's API
+	@scripts/protos.sh
+
+clean:  ## Remove .venv and what tools left in the checkout (the stack stays in the cache)
+	rm -rf .venv .setup.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
