@@ -59,7 +59,7 @@ class Program(click.Group):
 @click.command(
     cls=Program,
     epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "KYBERNATE"},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="kybernate")
 def program() -> None:

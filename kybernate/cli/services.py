@@ -1,0 +1,176 @@
+"""Commands that run: the services, until SIGINT or SIGTERM ends them, and the demo."""
+
+import os
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kybernate.cli import options, settings
+from kybernate.cli.exits import Failed, Refused, Unreachable
+
+STATE = Path("/var/lib/kybernate")
+CONTAINERD = Path("/run/containerd/containerd.sock")
+
+_listen = settings.option(
+    "--listen",
+    env="LISTEN",
+    default=settings.DEFAULT_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where the REST API is served; port 0 takes a free one.",
+)
+_tokens = settings.option(
+    "--token",
+    "tokens",
+    env="TOKEN",
+    multiple=True,
+    help="Bearer token that clients have to show; several are good, none lets everybody in.",
+)
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+_tls_cert = settings.option(
+    "--tls-cert", env="TLS_CERT", type=_file, help="Certificate of the REST API, PEM."
+)
+_tls_key = settings.option("--tls-key", env="TLS_KEY", type=_file, help="Its key, PEM.")
+_socket = click.Path(dir_okay=False, path_type=Path)
+_node = settings.option(
+    "--node",
+    env="NODE",
+    default=socket.gethostname,
+    show_default="the host's name",
+    help="Name of this node; one worker per name.",
+)
+_state = settings.option(
+    "--state",
+    env="STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=STATE,
+    show_default=True,
+    help="Folder of everything that has to survive a restart.",
+)
+
+
+@click.command()
+@_listen
+@_tokens
+@_tls_cert
+@_tls_key
+@settings.bus
+@settings.service
+def controller(**given: Any) -> None:
+    """Run a controller: any number of them side by side, none is special."""
+    from controller import app  # noqa: PLC0415 - imported by who runs it
+    from controller.settings import ControllerSettings  # noqa: PLC0415
+
+    chosen = ControllerSettings(
+        listen=given["listen"],
+        tokens=given["tokens"],
+        tls_cert=given["tls_cert"],
+        tls_key=given["tls_key"],
+        bus=settings.bus_settings(given),
+    )
+    _run("kybernate-controller", given, app.run(chosen))
+
+
+@click.command()
+@_node
+@settings.option(
+    "--containerd",
+    env="CONTAINERD",
+    type=_socket,
+    default=CONTAINERD,
+    show_default=True,
+    help="containerd's socket.",
+)
+@_state
+@settings.bus
+@settings.service
+def worker(**given: Any) -> None:
+    """Run the worker of a node, as root on that node."""
+    from node_worker.settings import WorkerSettings  # noqa: PLC0415
+
+    from node_worker import app  # noqa: PLC0415 - imported by who runs it
+
+    _need_root("worker")
+    chosen = WorkerSettings(
+        node=given["node"],
+        containerd=given["containerd"],
+        state=given["state"],
+        bus=settings.bus_settings(given),
+    )
+    _run("kybernate-worker", given, app.run(chosen))
+
+
+@click.command()
+@_listen
+@_tokens
+@_node
+@_state
+@settings.option(
+    "--containerd",
+    env="CONTAINERD",
+    type=_socket,
+    help="Socket of a containerd that runs already; default: a private one in the state folder.",
+)
+@settings.service
+def up(**given: Any) -> None:
+    """Run NATS, controller, worker and a private containerd in one process, for this host."""
+    from kybernate.embedded import host  # noqa: PLC0415 - imported by who runs it
+
+    _need_root("up")
+    chosen = host.HostSettings(
+        folder=given["state"],
+        node=given["node"],
+        listen=given["listen"],
+        tokens=given["tokens"],
+        containerd=given["containerd"],
+    )
+    _run("kybernate", given, host.run(chosen))
+
+
+@click.command()
+@options.output
+@click.option("--gpu", is_flag=True, help="Count on a GPU, with about 2 GB of its memory in use.")
+@click.option(
+    "--python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --gpu: the host's Python that has PyTorch.",
+)
+def demo(*, output: str, gpu: bool, python: Path | None) -> None:
+    """Start a container that counts, checkpoint it, kill it, resume it: the count goes on.
+
+    Everything runs in a folder of its own; nothing is left behind.
+    """
+    from kybernate.embedded import demo as show  # noqa: PLC0415 - imported by who runs it
+
+    _need_root("demo")
+    if not show.run(json=output == "json", gpu=gpu, python=python):
+        raise Failed("the demo was not what it has to be; see above")
+
+
+def _need_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise Refused(
+            f"`kybernate {command}` needs root: it drives containerd and CRIU",
+            f"run it as root: sudo kybernate {command}",
+        )
+
+
+def _run(name: str, given: dict[str, Any], work: Coroutine[Any, Any, None]) -> None:
+    """Run a service until it is signalled; its end in words."""
+    import asyncio  # noqa: PLC0415 - not before --help has been answered
+
+    from kybernate import tasks, telemetry  # noqa: PLC0415
+    from kybernate.bus.port import BusUnavailable  # noqa: PLC0415
+
+    telemetry.log_to(level=given["log_level"], json=given["log_format"] == "json")
+    with telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
+        try:
+            asyncio.run(tasks.run_until_signalled(work))
+        except BusUnavailable as error:
+            raise Unreachable(
+                f"NATS does not answer at {', '.join(given['nats'])}: {error}",
+                "see that it runs there and that --nats names it",
+            ) from error
