@@ -45,7 +45,7 @@ class RuntimeFailed(RuntimeProblem):
 
 
 class WrongState(RuntimeFailed):
-    """The task's state does not allow the call (deleting a running task, starting it twice)."""
+    """The state of the thing does not allow it (removing a snapshot that others stand on)."""
 
 
 class RuntimeTimedOut(RuntimeFailed):
