@@ -37,7 +37,7 @@ class Lines:
     """One line per finished step and per retry."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[int, str]] = set()
+        self._told: set[tuple[int, str, str]] = set()
         self._attempt = 1
 
     def __enter__(self) -> Self:
@@ -57,8 +57,11 @@ class Lines:
             failure = action.earlier_failures[-1]
             click.echo(f"  attempt {action.attempt} because: {failure.message}", err=True)
         for step in action.steps:
-            if step.seconds is not None and (action.attempt, step.step) not in self._told:
-                self._told.add((action.attempt, step.step))
+            if (
+                step.seconds is not None
+                and (key := (action.attempt, step.step, step.note)) not in self._told
+            ):
+                self._told.add(key)
                 click.echo(line(step), err=True)
 
 
