@@ -1,7 +1,8 @@
 """The container runtime's twin: containerd's notions without processes, with faults on demand.
 
 A task counts while it runs, by the clock. A checkpoint writes its count into small files that
-are named as CRIU names them, a restore reads it back. The contract suite holds it to what real containerd does.
+are named as CRIU names them, a restore reads it back. The contract suite holds it to what real
+containerd does.
 """
 
 import asyncio
