@@ -9,6 +9,7 @@ from pathlib import Path
 from node_worker.gpu.host import PROC, read
 
 ROOT = Path("/sys/fs/cgroup")
+_INACTIVE = re.compile(r"^(?:total_)?inactive_file (\d+)$", re.MULTILINE)
 UNLIMITED = 1 << 60
 """cgroup v1 writes "no limit" as a number above every real one."""
 

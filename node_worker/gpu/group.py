@@ -26,6 +26,7 @@ from node_worker.gpu.port import (
 from schemas import reasons
 
 MIN_LOCK_SECONDS = 0.05
+"""For a process whose turn comes after the deadline: an idle one is locked at once."""
 RELEASE_ATTEMPTS = 3
 RELEASE_PAUSE = 0.5
 SETTLE_SECONDS = 60.0
@@ -52,11 +53,8 @@ async def lock_all(
     tried: list[int] = []
     try:
         for pid in pids:
-            left = deadline - clock()
-            if left < MIN_LOCK_SECONDS:
-                raise GpuBusy(f"no time is left to lock process {pid}")
             tried.append(pid)
-            await gpu.lock(pid, left)
+            await gpu.lock(pid, max(MIN_LOCK_SECONDS, deadline - clock()))
     except BaseException:
         await finish(_release_in_order(gpu, tried[::-1]))
         raise
