@@ -9,7 +9,7 @@ holds both to it. Rules that the callers rely on:
 - The connection comes back by itself, for ever. Nothing needs to be opened again.
 - What somebody wiped is told by TopologyMissing (or QueueMissing): call `ensure_topology`
   (or `ensure_queue`) and go on.
-- A queue's delivery is handed out again when it was not acknowledged in time (ACK_WAIT_SECONDS,
+- A queue's delivery is handed out again when it was not acknowledged in time (30 s by default,
   counted anew by `keep`), and so at least once.
 - A message has the W3C trace context of the moment it was published in its headers.
 """
@@ -75,6 +75,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     """This client's certificate, in PEM."""
     tls_key: Path | None = None
     """The key of this client's certificate, in PEM."""
+    ack_wait: float = ACK_WAIT_SECONDS
+    """Seconds after which a delivery that nobody answered is handed out again."""
 
 
 class Row(msgspec.Struct, Generic[T], frozen=True, kw_only=True):

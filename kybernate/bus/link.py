@@ -1,0 +1,326 @@
+"""One connection to NATS that comes back for ever, and requests over it that always end.
+
+A task (`serve`) owns the connection: it opens one, watches it, and opens the next when it is
+gone. nats-py's own reconnecting is off: it gives up for good on some errors (an authorisation
+that lapsed), and it keeps what is published meanwhile to send it when nobody waits any more.
+
+All requests share one inbox; a reply finds its request by the last token of its subject.
+Whoever waits is told at once when the connection is lost.
+"""
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from kybernate.bus.port import (
+    OPERATION_TIMEOUT_SECONDS,
+    BusProblem,
+    BusSettings,
+    BusUnavailable,
+    NotPermitted,
+    TooLarge,
+)
+from kybernate.tasks import backoff
+from schemas.names import node_token
+
+PING_SECONDS = 5
+PENDING_BYTES = 32 * 1024 * 1024
+"""What may wait to be sent: above it nats-py waits in a way that swallows a cancellation."""
+
+_CLOSE_SECONDS = 2.0
+_WATCH_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+_VIOLATION = re.compile(r'(?i)permissions violation for (?:publish|subscription) to "([^"]+)"')
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Msg], None]
+
+
+class Listener(msgspec.Struct, eq=False):
+    """A subscription that is made again on every new connection."""
+
+    subject: str
+    handler: Handler
+    subscription: Subscription | None = None
+
+
+class Link:
+    def __init__(self, settings: BusSettings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self.inbox = f"_INBOX.{node_token(name)}.{secrets.token_hex(8)}"
+        self._client: Client | None = None
+        self._changed = asyncio.Condition()
+        self._inbox_refused: NotPermitted | None = None
+        self._problem: BusProblem = BusUnavailable("NATS was not reached yet")
+        self._waiting: dict[asyncio.Future[Msg], str] = {}
+        self._replies: dict[str, Handler] = {}
+        self._tokens = itertools.count()
+        self._listeners: set[Listener] = {Listener(f"{self.inbox}.r.*", self._reply)}
+
+    def new_token(self) -> str:
+        return str(next(self._tokens))
+
+    def new_inbox(self) -> str:
+        """A subject below which only this link listens."""
+        return f"{self.inbox}.{self.new_token()}"
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    async def serve(self) -> None:
+        """Keep the connection: run this in a task for as long as the link is used."""
+        servers = itertools.cycle(self._settings.servers)
+        failures = 0
+        while True:
+            try:
+                async with self._connection(next(servers)) as client:
+                    failures = 0
+                    await self._watch(client)
+                self._note(BusUnavailable("the connection to NATS was lost"))
+            except (OSError, TimeoutError, nats.errors.Error, BusProblem) as error:
+                failures += 1
+                self._note(_problem_of(error))
+            await asyncio.sleep(backoff(failures, first=0.1, longest=_LONGEST_PAUSE_SECONDS))
+
+    async def ready(self) -> None:
+        """Return once connected; raise what is in the way after the usual time."""
+        try:
+            async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: self.connected)
+        except TimeoutError:
+            raise self._fresh_problem() from None
+
+    async def send(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Hand a message to the connection: no promise that it arrives."""
+        if not self.connected:
+            await self.ready()
+        client = self._client
+        if client is None:
+            raise self._fresh_problem()
+        try:
+            await client.publish(subject, payload, reply, headers)
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge(f"NATS takes no message of {len(payload)} bytes on {subject}") from error
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"NATS took no message on {subject}: {error}") from error
+
+    async def request(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None = None
+    ) -> Msg:
+        """The one reply to a message, whatever its status says."""
+        with (
+            self.waiting(subject, OPERATION_TIMEOUT_SECONDS) as answered,
+            self.replies(_setter(answered)) as reply,
+        ):
+            await self.send(subject, payload, reply=reply, headers=headers)
+            return await answered
+
+    @contextmanager
+    def replies(self, handler: Handler) -> Iterator[str]:
+        """A reply subject whose messages go to the handler while the block runs."""
+        token = self.new_token()
+        self._replies[token] = handler
+        try:
+            yield f"{self.inbox}.r.{token}"
+        finally:
+            del self._replies[token]
+
+    @contextmanager
+    def waiting(self, subject: str, seconds: float) -> Iterator["asyncio.Future[Msg]"]:
+        """A future that fails when time is up, the connection lost, or the subject refused."""
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Msg] = loop.create_future()
+        timer = loop.call_later(seconds, _time_out, answered, subject, seconds)
+        self._waiting[answered] = subject
+        try:
+            yield answered
+        finally:
+            timer.cancel()
+            del self._waiting[answered]
+            if answered.done() and not answered.cancelled():
+                answered.exception()  # seen: nobody may wait for it any more
+
+    @asynccontextmanager
+    async def listening(self, subject: str, handler: Handler) -> AsyncIterator[None]:
+        """Messages of a subject go to the handler; the server knows it when the block begins."""
+        listener = Listener(subject, handler)
+        self._listeners.add(listener)
+        try:
+            await self.ready()
+            await self._subscribed(listener)
+            yield
+        finally:
+            self._listeners.discard(listener)
+            await _unsubscribe(listener)
+
+    async def _subscribed(self, listener: Listener) -> None:
+        """The server tells a refusal before it answers the flush."""
+        client = self._client
+        if client is None:
+            raise self._fresh_problem()
+        with self.waiting(listener.subject, OPERATION_TIMEOUT_SECONDS) as refused:
+            try:
+                if listener.subscription is None:
+                    await _subscribe(client, listener)
+                await client.flush(int(OPERATION_TIMEOUT_SECONDS))
+            except nats.errors.Error as error:
+                raise BusUnavailable(f"cannot listen to {listener.subject}: {error}") from error
+            if refused.done():
+                await refused
+
+    @asynccontextmanager
+    async def _connection(self, server: str) -> AsyncIterator[Client]:
+        client = Client()
+        try:
+            async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS):
+                await self._open(client, server)
+            await self._use(client)
+            yield client
+        finally:
+            self._client = None
+            await _close(client)
+
+    async def _open(self, client: Client, server: str) -> None:
+        self._inbox_refused = None
+        for listener in self._listeners:
+            listener.subscription = None
+        credentials = self._settings.credentials
+        await client.connect(
+            server,
+            name=self._name,
+            error_cb=self._on_error,
+            allow_reconnect=False,
+            connect_timeout=2,
+            ping_interval=PING_SECONDS,
+            inbox_prefix=self.inbox,
+            pending_size=PENDING_BYTES,
+            user_credentials=str(credentials) if credentials else None,
+            tls=_tls(self._settings),
+        )
+        for listener in tuple(self._listeners):
+            await _subscribe(client, listener)
+        await client.flush()
+
+    async def _use(self, client: Client) -> None:
+        if self._inbox_refused:
+            raise self._inbox_refused
+        async with self._changed:
+            self._client = client
+            self._changed.notify_all()
+        log.info("connected to NATS as %s", self._name)
+
+    async def _watch(self, client: Client) -> None:
+        """Return when the connection is gone, which pings find out at the latest."""
+        while client.is_connected:  # noqa: ASYNC110 - its own word comes late or never
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _note(self, problem: BusProblem) -> None:
+        """Remember what is wrong and tell it to everybody who waits."""
+        log.warning("%s", problem)
+        self._problem = problem
+        for answered in self._waiting:
+            _fail(answered, problem)
+
+    def _fresh_problem(self) -> BusProblem:
+        return _fresh(self._problem)
+
+    async def _on_error(self, error: Exception) -> None:
+        violation = _VIOLATION.search(str(error))
+        if violation is None:
+            log.debug("NATS: %s", repr(error))
+            return
+        subject = violation[1]
+        problem = NotPermitted(f"NATS refuses {subject} to {self._name}: see deploy/nats/")
+        log.warning("%s", problem)
+        if subject.lower().startswith(self.inbox.lower()):
+            self._inbox_refused = problem
+        for answered, wanted in self._waiting.items():
+            if wanted.lower() == subject.lower():
+                _fail(answered, problem)
+
+    def _reply(self, message: Msg) -> None:
+        handler = self._replies.get(message.subject.rpartition(".")[2])
+        if handler is not None:  # whoever waited may have given up
+            handler(message)
+
+
+async def _subscribe(client: Client, listener: Listener) -> None:
+    async def deliver(message: Msg) -> None:
+        listener.handler(message)
+
+    listener.subscription = await client.subscribe(listener.subject, cb=deliver)
+
+
+async def _unsubscribe(listener: Listener) -> None:
+    if listener.subscription is not None:
+        with suppress(nats.errors.Error):  # the connection is gone, and the subscription with it
+            await listener.subscription.unsubscribe()
+
+
+async def _close(client: Client) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await client.close()
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        log.debug("closing the connection to NATS: %s", error)
+
+
+def _tls(settings: BusSettings) -> ssl.SSLContext | None:
+    if not (settings.tls_ca or settings.tls_cert):
+        return None
+    context = ssl.create_default_context(cafile=settings.tls_ca)
+    if settings.tls_cert:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    return context
+
+
+def _problem_of(error: Exception) -> BusProblem:
+    if isinstance(error, BusProblem):
+        return error
+    said = str(error) or type(error).__name__
+    if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
+        return NotPermitted(f"NATS refuses these credentials: {said}")
+    return BusUnavailable(f"NATS cannot be reached: {said}")
+
+
+def _fresh(problem: BusProblem) -> BusProblem:
+    """The same problem as an exception of its own, as several tasks may raise it."""
+    return type(problem)(*problem.args)
+
+
+def _fail(answered: "asyncio.Future[Msg]", problem: BusProblem) -> None:
+    if not answered.done():
+        answered.set_exception(_fresh(problem))
+
+
+def _time_out(answered: "asyncio.Future[Msg]", subject: str, seconds: float) -> None:
+    _fail(answered, BusUnavailable(f"NATS did not answer on {subject} within {seconds:.1f} s"))
+
+
+def _setter(answered: "asyncio.Future[Msg]") -> Handler:
+    def take(message: Msg) -> None:
+        if not answered.done():
+            answered.set_result(message)
+
+    return take
