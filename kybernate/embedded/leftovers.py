@@ -39,7 +39,8 @@ def clear(home: Path) -> None:
     _end_processes(home)
     _unmount_below(home)
     _remove_cgroups(cgroup_prefix(home))
-    _remove_shim_sockets(home)
+    for socket in shim_sockets(home):
+        socket.unlink(missing_ok=True)
     shutil.rmtree(runc_root(home), ignore_errors=True)
 
 
@@ -109,12 +110,12 @@ def _remove_cgroups(prefix: str) -> None:
             path.rmdir()
 
 
-def _remove_shim_sockets(home: Path) -> None:
+def shim_sockets(home: Path) -> list[Path]:
     """Shims put their sockets in containerd's common folder, whatever its configuration says."""
     bundles = home / "state" / "io.containerd.runtime.v2.task"
-    for file in (*bundles.glob("*/*/address"), *bundles.glob("*/*/bootstrap.json")):
-        for socket in re.findall(r'unix://(/[^"\s]+)', file.read_text()):
-            Path(socket).unlink(missing_ok=True)
+    files = (*bundles.glob("*/*/address"), *bundles.glob("*/*/bootstrap.json"))
+    found = (re.findall(r'unix://(/[^"\s]+)', file.read_text()) for file in files)
+    return [Path(path) for paths in found for path in paths]
 
 
 def _lines(file: Path) -> list[str]:

@@ -2,6 +2,9 @@
 
 Its network namespace is its own, with nothing but loopback in it; a createRuntime hook brings
 loopback up, at the start and before CRIU restores sockets into a new namespace.
+
+A user other than root gets a user namespace with every id mapped to itself: CRIU asks the kernel
+for another user's limits, which takes CAP_SYS_RESOURCE there, and not every root has that.
 """
 
 from collections.abc import Mapping
@@ -41,6 +44,10 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0 and self.gid == 0
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,8 +163,14 @@ def _linux(workload: Workload, place: Place) -> dict[str, Any]:
     resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
     if workload.memory_bytes is not None:
         resources["memory"] = {"limit": workload.memory_bytes}
+    mapping: list[dict[str, int]] = []
+    if not workload.user.is_root:
+        kinds.append("user")
+        mapping.append({"containerID": 0, "hostID": 0, "size": 65536})
     return {
         "namespaces": [{"type": kind} for kind in kinds],
+        "uidMappings": mapping,
+        "gidMappings": mapping,
         "cgroupsPath": place.cgroup,
         "resources": resources,
         "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list"],

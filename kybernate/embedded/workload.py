@@ -19,6 +19,7 @@ from node_worker.containerd.port import (
     NotFound,
     Runtime,
     Stdio,
+    TaskStatus,
 )
 
 NAMESPACE = "kybernate"
@@ -157,8 +158,8 @@ class Workloads:
 
 async def end_task(runtime: Runtime, id: str, *, namespace: str = NAMESPACE) -> None:
     with contextlib.suppress(NotFound):  # it has no task, which is what is wanted
-        await runtime.task(namespace, id)
-        await runtime.resume(namespace, id)
+        if (await runtime.task(namespace, id)).status is TaskStatus.PAUSED:
+            await runtime.resume(namespace, id)  # a frozen process cannot die
         await runtime.kill(namespace, id, signal.SIGKILL, all=True)
         await runtime.wait_exit(namespace, id, timeout=END_TIMEOUT)
         await runtime.delete_task(namespace, id)
