@@ -73,5 +73,10 @@ case $part in
 all | venv) ;;
 *) fail "usage: scripts/setup.sh [venv]" ;;
 esac
+if [[ $part == venv ]]; then
+    venv_ready || locked_make_venv
+    exit
+fi
+scripts/stack.sh & stack=$!
 venv_ready || locked_make_venv
-[[ $part == venv ]] || scripts/stack.sh
+wait "$stack" || fail "the runtime stack is not ready (see above); 'make check' works without it"
