@@ -50,6 +50,12 @@ _state = settings.option(
     show_default=True,
     help="Folder of everything that has to survive a restart.",
 )
+_checkpoints = settings.option(
+    "--checkpoints",
+    env="CHECKPOINTS",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of checkpoints; default: in the state folder.",
+)
 
 
 @click.command()
@@ -85,6 +91,7 @@ def controller(**given: Any) -> None:
     help="containerd's socket.",
 )
 @_state
+@_checkpoints
 @settings.bus
 @settings.service
 def worker(**given: Any) -> None:
@@ -98,6 +105,7 @@ def worker(**given: Any) -> None:
         node=given["node"],
         containerd=given["containerd"],
         state=given["state"],
+        checkpoints=given["checkpoints"],
         bus=settings.bus_settings(given),
     )
     _run("kybernate-worker", given, app.run(chosen))
@@ -108,6 +116,7 @@ def worker(**given: Any) -> None:
 @_tokens
 @_node
 @_state
+@_checkpoints
 @settings.option(
     "--containerd",
     env="CONTAINERD",
@@ -125,6 +134,7 @@ def up(**given: Any) -> None:
         node=given["node"],
         listen=given["listen"],
         tokens=given["tokens"],
+        checkpoints=given["checkpoints"],
         containerd=given["containerd"],
     )
     _run("kybernate", given, host.run(chosen))
