@@ -144,10 +144,12 @@ class HelperGpu:
                 raise GpuHung(_hung(call, timeout)) from error
             except HelperEnded:
                 status = helper.status
+                if status == helper_process.EXIT_LOCKED:
+                    break
                 await asyncio.sleep(jittered(RESTART_PAUSE))
         raise GpuUnavailable(
-            f"the GPU helper process ended {ATTEMPTS} times during {_what(call)}, "
-            f"the last time with status {status}{_meaning(status)}"
+            f"the GPU helper process ended during {_what(call)}, tried {attempt + 1} times: "
+            f"status {status}{_meaning(status)}"
         )
 
     async def _living_helper(self) -> Helper:

@@ -26,6 +26,8 @@ class HelperSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Folder for its lock file; must exist."""
     driver: str = CUDA_DRIVER
     argument: str = ""
+    takeover_timeout: float = 10.0
+    """Seconds for an earlier helper of the folder to be gone."""
     call_timeout: float = CALL_TIMEOUT
     lock_grace: float = 10.0
     """Seconds beyond the lock's own time-out after which its call counts as hung."""
@@ -55,6 +57,7 @@ class Helper:
             *(sys.executable, "-m", helper_process.__name__),
             *("--state", str(settings.state)),
             *("--driver", settings.driver, "--argument", settings.argument),
+            *("--wait", str(settings.takeover_timeout)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -1,6 +1,6 @@
 """The resident process that calls the CUDA driver, so that a call that hangs can be killed.
 
-`python -m node_worker.gpu.helper_process --state FOLDER --driver MODULE [--argument TEXT]`
+`python -m node_worker.gpu.helper_process --state FOLDER --driver MODULE …`
 
 The main thread reads requests from standard input; each is answered from a thread of its own,
 because the driver's calls block and release the interpreter. The end of the input, or nobody to
@@ -33,14 +33,13 @@ from node_worker.gpu.protocol import (
 )
 
 LOCK_FILE = "gpu-helper.lock"
-LOCK_SECONDS = 10.0
 EXIT_LOCKED = 75
 THREADS = 64
 
 
 def main() -> None:
     arguments = _arguments()
-    _lock(Path(arguments.state))
+    _lock(Path(arguments.state), arguments.wait)
     requests, replies = _take_over_stdio()
     driver: Driver = importlib.import_module(arguments.driver).open_driver(arguments.argument)
     _serve(driver, requests, replies)
@@ -52,13 +51,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", required=True, help="folder of the lock file")
     parser.add_argument("--driver", required=True, help="module with open_driver(argument)")
     parser.add_argument("--argument", default="", help="handed to open_driver")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the lock")
     return parser.parse_args()
 
 
-def _lock(state: Path) -> None:
+def _lock(state: Path, seconds: float) -> None:
     """Hold the folder's lock until this process ends."""
     descriptor = os.open(state / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    end = time.monotonic() + LOCK_SECONDS
+    end = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
