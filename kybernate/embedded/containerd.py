@@ -1,7 +1,7 @@
 """A private containerd: own root, state, socket and configuration below one folder.
 
 It touches nothing that is installed on the machine. Its processes carry the folder's name in
-their environment and their cgroups carry its hash, so that what a killed one left behind can be
+their environment and the containers' cgroups its hash, so that what a killed one left behind can be
 found and ended by the next (`leftovers`).
 """
 
@@ -59,7 +59,7 @@ class PrivateContainerd:
         self.log = home / "containerd.log"
         self.criu_config = home / "criu.conf"
         self.runc_root = leftovers.runc_root(home)
-        self.cgroup_prefix = leftovers.cgroup_prefix(home)
+        self.cgroup_parent = leftovers.cgroup_parent(home)
         self._process: asyncio.subprocess.Process | None = None
 
     @property

@@ -1,7 +1,7 @@
 """End and unmount what a private containerd left behind, also when it was killed.
 
 Its daemon, shims, runc and CRIU carry `MARK` in their environment; the containers' processes are
-in cgroups whose names begin with a hash of its folder.
+in cgroups below one that is named after a hash of its folder.
 """
 
 import contextlib
@@ -24,9 +24,10 @@ class StillThere(Exception):
     """Processes of a dead containerd that could not be ended."""
 
 
-def cgroup_prefix(home: Path) -> str:
+def cgroup_parent(home: Path) -> str:
+    """The cgroup, in every hierarchy, below which the containers' own are."""
     digest = hashlib.sha256(os.fsencode(home)).hexdigest()
-    return f"kybernate-{digest[:10]}-"
+    return f"/kybernate-{digest[:10]}"
 
 
 def runc_root(home: Path) -> Path:
@@ -38,7 +39,7 @@ def clear(home: Path) -> None:
     """End every process, unmount every mount and remove every cgroup and socket of `home`."""
     _end_processes(home)
     _unmount_below(home)
-    _remove_cgroups(cgroup_prefix(home))
+    _remove_cgroups(cgroup_parent(home))
     for socket in shim_sockets(home):
         socket.unlink(missing_ok=True)
     shutil.rmtree(runc_root(home), ignore_errors=True)
@@ -46,7 +47,7 @@ def clear(home: Path) -> None:
 
 def processes(home: Path) -> tuple[int, ...]:
     mark = f"{MARK}={home}".encode()
-    in_cgroup = f"/{cgroup_prefix(home)}".encode()
+    in_cgroup = f":{cgroup_parent(home)}/".encode()
     return tuple(_pids(mark, in_cgroup))
 
 
@@ -76,16 +77,16 @@ def _end_processes(home: Path) -> None:
     while left := processes(home):
         if time.monotonic() > end:
             raise StillThere(f"processes {left} of the containerd in {home} do not end")
-        _thaw(cgroup_prefix(home))
+        _thaw(cgroup_parent(home))
         for pid in left:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
-def _thaw(prefix: str) -> None:
+def _thaw(parent: str) -> None:
     """A frozen process cannot die (cgroup v1); a dump that was cut off leaves it frozen."""
-    for folder in _cgroups(prefix):
+    for folder in _cgroups(parent):
         for name, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
             with contextlib.suppress(OSError):  # the other version's file, or the cgroup is gone
                 if (folder / name).exists():
@@ -97,17 +98,18 @@ def _unmount_below(home: Path) -> None:
         subprocess.run(["umount", "--lazy", point], check=True, timeout=END_TIMEOUT)
 
 
-def _cgroups(prefix: str) -> tuple[Path, ...]:
-    return (*CGROUPS.glob(f"{prefix}*"), *CGROUPS.glob(f"*/{prefix}*"))
+def _cgroups(parent: str) -> list[Path]:
+    """The parent and everything below it in every hierarchy, the deepest first."""
+    name = parent.removeprefix("/")
+    tops = [path for path in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")) if path.is_dir()]
+    below = [path for top in tops for path in top.rglob("*") if path.is_dir()]
+    return [*sorted(below, reverse=True), *tops]
 
 
-def _remove_cgroups(prefix: str) -> None:
-    for folder in _cgroups(prefix):
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        children = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
-        for path in (*children, folder):
-            path.rmdir()
+def _remove_cgroups(parent: str) -> None:
+    for folder in _cgroups(parent):
+        with contextlib.suppress(FileNotFoundError):  # cpu and cpuacct can be one, seen twice
+            folder.rmdir()
 
 
 def shim_sockets(home: Path) -> list[Path]:

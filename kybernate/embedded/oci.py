@@ -17,6 +17,8 @@ from node_worker.containerd.port import Packed
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 CRIU_CONFIG_ANNOTATION = "org.criu.config"
+LOOPBACK_ANNOTATION = "kybernate.io/loopback"
+"""With "own" a restore adds no hook of its own: the spec's own brings loopback up."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
@@ -94,7 +96,11 @@ def spec(workload: Workload, place: Place) -> Packed:
         "root": {"path": "rootfs", "readonly": False},
         "process": _process(workload),
         "mounts": [*_kernel_mounts(), *_own_mounts(workload)],
-        "annotations": {CRIU_CONFIG_ANNOTATION: str(place.criu_config), **workload.annotations},
+        "annotations": {
+            CRIU_CONFIG_ANNOTATION: str(place.criu_config),
+            LOOPBACK_ANNOTATION: "own",
+            **workload.annotations,
+        },
         "linux": _linux(workload, place),
     }
     if not workload.host_network:

@@ -114,7 +114,7 @@ class Workloads:
     async def _create(self, id: str, workload: oci.Workload, base: str) -> None:
         place = oci.Place(
             id=id,
-            cgroup=f"/{self._daemon.cgroup_prefix}{id}",
+            cgroup=f"{self._daemon.cgroup_parent}/{id}",
             busybox=self._daemon.stack.busybox,
             criu_config=self._daemon.criu_config,
         )

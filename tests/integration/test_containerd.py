@@ -228,5 +228,5 @@ def alive(pid: int) -> bool:
 
 
 def cgroups(home: Path) -> list[str]:
-    prefix = leftovers.cgroup_prefix(home)
-    return [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if prefix in name]
+    ours = leftovers.cgroup_parent(home).strip("/")
+    return [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if name == ours]
