@@ -5,6 +5,7 @@ in cgroups below one that is named after a hash of its folder.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -21,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class StillThere(Exception):
-    """Processes of a dead containerd that could not be ended."""
+    """Something of a dead containerd could not be ended."""
 
 
 def cgroup_parent(home: Path) -> str:
@@ -107,9 +108,22 @@ def _cgroups(parent: str) -> list[Path]:
 
 
 def _remove_cgroups(parent: str) -> None:
-    for folder in _cgroups(parent):
-        with contextlib.suppress(FileNotFoundError):  # cpu and cpuacct can be one, seen twice
-            folder.rmdir()
+    """A killed process that still frees its memory keeps its cgroup busy for a moment."""
+    end = time.monotonic() + END_TIMEOUT
+    while busy := [folder for folder in _cgroups(parent) if not _removed(folder)]:
+        if time.monotonic() > end:
+            raise StillThere(f"the cgroups {', '.join(map(str, busy))} stay busy")
+        time.sleep(0.02)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in {errno.EBUSY, errno.ENOENT}:
+            raise
+        return error.errno == errno.ENOENT  # cpu and cpuacct can be one, seen twice
+    return True
 
 
 def shim_sockets(home: Path) -> list[Path]:
