@@ -282,6 +282,21 @@ async def test_a_dump_leaves_the_task_running(house: House) -> None:
     await counts_beyond(house, "a", house.count("a"))
 
 
+async def test_a_paused_task_is_still_paused_after_its_dump(house: House) -> None:
+    await house.start_counter("a")
+    await counts_beyond(house, "a", 2)
+    await house.runtime.pause(NAMESPACE, "a")
+    reached = house.count("a")
+    where = await dump(house, "a", stop=False)
+    assert await status(house, "a") is TaskStatus.PAUSED
+    assert house.count("a") - reached <= 1
+    await house.runtime.resume(NAMESPACE, "a")
+    await counts_beyond(house, "a", reached + 2)
+    assert await end(house, "a") == 137
+    await restore(house, "a", where)
+    await counts_beyond(house, "a", reached + 2)
+
+
 async def test_a_dumped_task_goes_on_under_its_id(house: House) -> None:
     await house.start_counter("a")
     await counts_beyond(house, "a", 5)

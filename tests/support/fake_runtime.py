@@ -263,8 +263,6 @@ class FakeRuntime:
         _dump(Path(options.image_path), task.count())
         if options.exit:
             task.end(KILLED)
-        elif task.status is TaskStatus.PAUSED:  # runc thaws what it found frozen
-            task.become(TaskStatus.RUNNING)
         _raise(lost)
 
     async def snapshot(self, namespace: str, snapshotter: str, key: str) -> Snapshot:
