@@ -1,0 +1,5 @@
+"""`python -m kybernate.cli`."""
+
+from kybernate.cli import main
+
+main()
