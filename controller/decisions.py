@@ -8,9 +8,10 @@ from schemas.messages import Job, JobEvent
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """The job of this attempt lies in the stream."""
+    """The job of this attempt lies in the stream, and was on its way there at this time."""
 
     attempt: int
+    at: float
 
 
 class CancelAsked(msgspec.Struct, frozen=True, kw_only=True):

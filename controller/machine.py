@@ -171,10 +171,16 @@ def _woken(action: Action) -> bool:
 
 
 def _note_published(action: Action, given: Published, now: float, _rules: Rules) -> Decision:
+    """Worth no write when the node was heard of since."""
     if given.attempt != action.attempt:
         return Decision(action=action)
-    state = ActionState.DISPATCHED if action.state is ActionState.PENDING else action.state
-    return Decision(action=_changed(action, now, state=state, dispatched=now))
+    if action.state is ActionState.PENDING:
+        return Decision(
+            action=_changed(action, now, state=ActionState.DISPATCHED, dispatched=given.at)
+        )
+    if max(action.updated, action.dispatched or 0.0) >= given.at:
+        return Decision(action=action)
+    return Decision(action=_changed(action, now, dispatched=given.at))
 
 
 def _stay(action: Action, _given: Input, _now: float, _rules: Rules) -> Decision:
@@ -187,8 +193,14 @@ def _take_report(action: Action, event: JobEvent, now: float, _rules: Rules) -> 
     running = action.state is ActionState.RUNNING
     if running and not newer and steps == action.steps:
         return Decision(action=action)
-    sequence = max(event.sequence, action.sequence)
-    after = _changed(action, now, state=ActionState.RUNNING, sequence=sequence, steps=steps)
+    after = _changed(
+        action,
+        now,
+        state=ActionState.RUNNING,
+        dispatched=action.dispatched or now,
+        sequence=max(event.sequence, action.sequence),
+        steps=steps,
+    )
     wish = (_wish(action),) if action.cancel_requested and not running else ()
     return Decision(action=after, commands=wish)
 

@@ -57,6 +57,8 @@ class Action(Message, frozen=True, kw_only=True):
     failure: Failure | None = None
     result: Result | None = None
     traceparent: str = ""
+    labels: dict[str, str] = {}
+    """What the one who asked wants to find again; nothing here acts on it."""
 
     @property
     def ended(self) -> bool:

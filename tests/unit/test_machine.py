@@ -74,7 +74,7 @@ def failed(*, retriable: bool, **fields: Any) -> JobEvent:
 
 
 INPUTS: dict[Trigger, Input] = {
-    T.PUBLISHED: Published(attempt=1),
+    T.PUBLISHED: Published(attempt=1, at=CREATED + 1),
     T.REPORT: event(EventKind.ACCEPTED),
     T.COMPLETED: completed(),
     T.FAILED: failed(retriable=False),
@@ -140,13 +140,18 @@ def test_time_publishes_a_pending_job_and_publishing_is_noted() -> None:
     decision = advance(pending, TimePassed(), CREATED)
     assert decision.action == pending
     assert decision.commands == (PublishJob(job=job_of(pending)),)
-    noted = advance(pending, Published(attempt=1), CREATED + 1).action
+    noted = advance(pending, Published(attempt=1, at=CREATED + 1), CREATED + 2).action
     assert (noted.state, noted.dispatched) == (S.DISPATCHED, CREATED + 1)
 
 
 def test_a_note_about_an_earlier_attempt_changes_nothing() -> None:
     second = action(attempt=2)
-    assert advance(second, Published(attempt=1), CREATED).action == second
+    assert advance(second, Published(attempt=1, at=CREATED), CREATED).action == second
+
+
+def test_the_note_is_worth_no_write_once_the_node_was_heard_of() -> None:
+    heard = advance(action(), event(EventKind.ACCEPTED), CREATED + 2).action
+    assert advance(heard, Published(attempt=1, at=CREATED + 1), CREATED + 3).action == heard
 
 
 def test_nothing_is_published_during_the_pause() -> None:
@@ -330,7 +335,7 @@ def test_the_job_of_a_quiet_node_is_published_again_less_and_less_often(state: A
     due = next_due(waiting)
     assert due == CREATED + RULES.quiet_seconds
     assert advance(waiting, TimePassed(), due).commands == (again,)
-    noted = advance(waiting, Published(attempt=1), CREATED + 300).action
+    noted = advance(waiting, Published(attempt=1, at=CREATED + 300), CREATED + 300).action
     assert next_due(noted) == CREATED + 300 + RULES.longest_quiet_seconds
 
 

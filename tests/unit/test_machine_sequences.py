@@ -90,11 +90,11 @@ class Lives(RuleBasedStateMachine):
             self.now = max(self.now, due)
             for command in self.give(TimePassed()).commands:
                 if isinstance(command, PublishJob):
-                    self.give(Published(attempt=command.job.attempt))
+                    self.give(Published(attempt=command.job.attempt, at=self.now))
 
     @rule(back=st.integers(0, 2))
     def publishing_is_noted(self, back: int) -> None:
-        self.give(Published(attempt=max(1, self.action.attempt - back)))
+        self.give(Published(attempt=max(1, self.action.attempt - back), at=self.now))
 
     @precondition(lambda self: not self.action.ended)
     @rule()

@@ -1,0 +1,135 @@
+"""The controller process: wiring, start and graceful stop."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from aiohttp import web
+
+from controller import http, openapi
+from controller.api import Api
+from controller.catalogue import Catalogue
+from controller.engine import Engine
+from controller.events import Events
+from controller.machine import STANDARD_RULES, Rules
+from controller.nodes import Nodes
+from controller.propagator import Propagator
+from controller.records import Records
+from controller.routes import Route
+from controller.service import Service
+from controller.settings import ControllerSettings
+from controller.sweep import Sweep
+from kybernate.bus.nats import connect
+from kybernate.bus.port import Bus
+from kybernate.tasks import end
+from schemas import reasons
+from schemas.requests import Problem
+
+STOP_SECONDS = 5.0
+"""What requests under way get to end when the controller stops."""
+
+log = logging.getLogger(__name__)
+
+
+async def run(
+    settings: ControllerSettings, *, listening: Callable[[str], None] | None = None
+) -> None:
+    """Serve until cancelled. `listening` is told the URL once requests are answered."""
+    async with (
+        connect(settings.bus, name="kybernate-controller") as bus,
+        serving(settings, bus) as url,
+    ):
+        log.info("serving the REST API at %s", url)
+        if listening is not None:
+            listening(url)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def serving(
+    settings: ControllerSettings, bus: Bus, *, rules: Rules = STANDARD_RULES
+) -> AsyncIterator[str]:
+    """A whole controller on a bus that is connected; the URL of its REST API."""
+    records, catalogue, nodes = Records(bus), Catalogue(bus), Nodes(bus)
+    engine = Engine(bus, records, catalogue, rules=rules)
+    service = Service(engine, records, catalogue, nodes)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(engine.running())
+        for work in (
+            Events(bus, engine).run(),
+            Sweep(bus, engine, records, catalogue, nodes).run(),
+        ):
+            stack.push_async_callback(end, asyncio.create_task(work))
+        application = web_application(service, bus, tokens=settings.tokens)
+        url = await stack.enter_async_context(_listening(settings, application))
+        stack.callback(records.watchers.close)
+        yield url
+
+
+def web_application(service: Service, bus: Bus, *, tokens: tuple[str, ...] = ()) -> web.Application:
+    routes = (*Api(service).routes(), *Propagator(service).routes(), *_own_routes(bus))
+    description = openapi.describe(routes)
+
+    async def describe(_request: web.Request) -> web.Response:
+        return http.answer(description)
+
+    application = web.Application(
+        middlewares=[http.explained, http.guarded(tokens), http.spanned],
+        client_max_size=http.MAX_BODY_BYTES,
+    )
+    for route in routes:
+        application.router.add_route(route.method, route.path, route.handler)
+    application.router.add_get("/openapi.json", describe)
+    return application
+
+
+def _own_routes(bus: Bus) -> tuple[Route, ...]:
+    async def alive(_request: web.Request) -> web.Response:
+        return http.answer("ok")
+
+    async def ready(_request: web.Request) -> web.Response:
+        if bus.connected:
+            return http.answer("ok")
+        problem = Problem(message="NATS is not connected", reason=reasons.BUS_UNAVAILABLE)
+        return http.refusal(problem)
+
+    return (
+        Route(method="GET", path="/healthz", handler=alive, summary="Alive", answer=str, open=True),
+        Route(
+            method="GET",
+            path="/readyz",
+            handler=ready,
+            summary="Connected to NATS",
+            answer=str,
+            refusals=(503,),
+            open=True,
+        ),
+    )
+
+
+@asynccontextmanager
+async def _listening(
+    settings: ControllerSettings, application: web.Application
+) -> AsyncIterator[str]:
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_SECONDS)
+    await runner.setup()
+    try:
+        host, _, port = settings.listen.rpartition(":")
+        tls = _tls(settings)
+        site = web.TCPSite(runner, host.strip("[]") or None, int(port), ssl_context=tls)
+        await site.start()
+        bound = runner.addresses[0]
+        scheme, named = "https" if tls else "http", host or "127.0.0.1"
+        yield f"{scheme}://{named}:{bound[1]}"
+    finally:
+        await runner.cleanup()
+
+
+def _tls(settings: ControllerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    return context

@@ -1,0 +1,76 @@
+"""The catalogue of checkpoints. What is deleted stays in it as deleted and never comes back."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+
+from controller.topology import repaired
+from kybernate.bus.port import Bus, Conflict, Row
+from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.manifest import CheckpointFacts
+from schemas.names import CHECKPOINTS_BUCKET
+
+
+class Catalogue:
+    """The checkpoints bucket; what was seen of it is written again should somebody wipe it."""
+
+    def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.time) -> None:
+        self._bus = bus
+        self._table = bus.table(CHECKPOINTS_BUCKET, CatalogueEntry)
+        self._clock = clock
+        self._seen: dict[str, CatalogueEntry] = {}
+
+    async def get(self, checkpoint: str) -> CatalogueEntry | None:
+        row = await repaired(self._bus, lambda: self._table.get(checkpoint))
+        return self._seen.get(checkpoint) if row is None else self._see(row)
+
+    async def all(self) -> tuple[CatalogueEntry, ...]:
+        rows = await repaired(self._bus, self._table.all)
+        for row in rows.values():
+            self._see(row)
+        return tuple(sorted(self._seen.values(), key=lambda entry: entry.facts.created))
+
+    async def record(self, facts: CheckpointFacts) -> None:
+        """Enter a durable checkpoint, unless it is in already: ready or deleted."""
+        entry = CatalogueEntry(facts=facts, state=CheckpointState.READY, updated=self._clock())
+        if facts.id not in self._seen:
+            await self._create(entry)
+
+    async def mark_deleted(self, checkpoint: str) -> None:
+        row = await repaired(self._bus, lambda: self._table.get(checkpoint))
+        known = row.value if row else self._seen.get(checkpoint)
+        if known is None or (row and known.state is CheckpointState.DELETED):
+            return
+        entry = msgspec.structs.replace(known, state=CheckpointState.DELETED, updated=self._clock())
+        if row is None:
+            await self._create(entry)
+            return
+        with suppress(Conflict):  # rows change only once: somebody else marked it
+            await self._table.update(checkpoint, entry, row.revision)
+        self._seen[checkpoint] = entry
+
+    async def heal(self) -> None:
+        """Enter again what was seen and is gone."""
+        rows = await repaired(self._bus, self._table.all)
+        missing = [entry for key, entry in self._seen.items() if key not in rows]
+        for row in rows.values():
+            self._see(row)
+        for entry in missing:
+            await self._create(entry)
+
+    async def _create(self, entry: CatalogueEntry) -> None:
+        checkpoint = entry.facts.id
+        try:
+            await repaired(self._bus, lambda: self._table.create(checkpoint, entry))
+        except Conflict:
+            row = await self._table.get(checkpoint)
+            entry = row.value if row else entry
+        self._seen[checkpoint] = entry
+
+    def _see(self, row: Row[CatalogueEntry]) -> CatalogueEntry:
+        seen = self._seen.get(row.key)
+        if seen is None or seen.state is not CheckpointState.DELETED:
+            self._seen[row.key] = row.value
+        return self._seen[row.key]

@@ -1,0 +1,106 @@
+"""Takes in what the nodes report: decode, fold into the action, act, acknowledge.
+
+All controllers share one durable consumer. A batch is folded action by action, one write each. An
+event is acknowledged only when it was folded; one that cannot be decoded is ended.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from controller.engine import Engine
+from controller.topology import repaired
+from kybernate import telemetry
+from kybernate.bus.port import Bus, BusProblem, Delivery
+from kybernate.tasks import for_ever, jittered
+from schemas.base import Undecodable, decode
+from schemas.messages import JobEvent
+
+BATCH: Final = 256
+WAIT_SECONDS: Final = 4.0
+FETCHERS: Final = 2
+"""While one folds a batch, another fetches the next."""
+LOST_AFTER_TIMES: Final = 4
+"""Handed out so often without its action in sight, an event belongs to a lost one."""
+LATER_SECONDS: Final = 1.0
+LATEST_SECONDS: Final = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    event: JobEvent
+    delivery: Delivery
+
+
+class Events:
+    def __init__(self, bus: Bus, engine: Engine) -> None:
+        self._bus = bus
+        self._engine = engine
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(FETCHERS):
+                name = f"taking in events ({number})"
+                tasks.create_task(for_ever(self.take_batch, name=name, longest=5.0))
+
+    async def take_batch(self, *, wait: float = WAIT_SECONDS) -> int:
+        """Fold what is there, or what comes within `wait` seconds; how much it was."""
+        queue = self._bus.events()
+        deliveries = await repaired(self._bus, lambda: queue.fetch(BATCH, wait=wait))
+        by_action: dict[str, list[Received]] = {}
+        for delivery in deliveries:
+            event = await _decoded(delivery)
+            if event is not None:
+                received = Received(event=event, delivery=delivery)
+                by_action.setdefault(event.action, []).append(received)
+        await asyncio.gather(*(self._fold(*item) for item in by_action.items()))
+        return len(deliveries)
+
+    async def _fold(self, action: str, batch: Sequence[Received]) -> None:
+        try:
+            with telemetry.continuing(batch[-1].delivery.headers):
+                await self._fold_or_wait(action, batch)
+        except Exception as error:
+            expected = isinstance(error, BusProblem)
+            log.warning(
+                "events of action %s were not taken in: %s; they come again",
+                action,
+                error,
+                exc_info=None if expected else error,
+            )
+            await _all_later(batch)
+
+    async def _fold_or_wait(self, action: str, batch: Sequence[Received]) -> None:
+        events = [received.event for received in batch]
+        if await self._engine.fold(action, events) is None:
+            if any(received.delivery.times < LOST_AFTER_TIMES for received in batch):
+                await _all_later(batch)
+                return
+            log.info("events of action %s, which is lost: only its checkpoint counts", action)
+            await self._engine.take_truths(events)
+        await asyncio.gather(*(received.delivery.ack() for received in batch))
+
+
+async def _decoded(delivery: Delivery) -> JobEvent | None:
+    try:
+        return decode(delivery.data, JobEvent)
+    except Undecodable as error:
+        log.warning("dropped what is no event, on %s: %s", delivery.subject, error)
+        with suppress(BusProblem):  # it comes again, to be dropped then
+            await delivery.drop()
+        return None
+
+
+async def _all_later(batch: Sequence[Received]) -> None:
+    """Failing here is harmless: what is not answered is handed out again."""
+    answers = (received.delivery.later(_pause(received.delivery.times)) for received in batch)
+    await asyncio.gather(*answers, return_exceptions=True)
+
+
+def _pause(times: int) -> float:
+    return jittered(min(LATEST_SECONDS, LATER_SECONDS * 2.0 ** min(times - 1, 10)))

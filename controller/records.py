@@ -1,0 +1,120 @@
+"""The records of actions: compare-and-set on the actions bucket, with what was read kept at hand.
+
+What is kept may be old; a write on it is then a Conflict, and leads to a new read. What nobody
+has any more except this process, because somebody wiped the bucket, it writes again.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from controller.topology import repaired
+from controller.watchers import Watchers
+from kybernate.bus.port import Bus, BusProblem, Conflict, Row
+from schemas.actions import Action
+from schemas.names import ACTIONS_BUCKET
+
+ENDED_KEPT: Final = 2048
+"""How many ended actions stay at hand for late events and for those who ask."""
+ENDED_STORED_SECONDS: Final = 7 * 24 * 3600.0
+"""Ended actions older than this are removed from the bucket."""
+
+
+class Records:
+    def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.time) -> None:
+        self._bus = bus
+        self._table = bus.table(ACTIONS_BUCKET, Action)
+        self._clock = clock
+        self._unfinished: dict[str, Row[Action]] = {}
+        self._ended: OrderedDict[str, Row[Action]] = OrderedDict()
+        self.watchers = Watchers()
+
+    def unfinished(self) -> Iterator[Action]:
+        return iter([row.value for row in self._unfinished.values()])
+
+    async def create(self, action: Action) -> Action:
+        """The new record, or Conflict when there is one of this id."""
+        revision = await repaired(self._bus, lambda: self._table.create(action.id, action))
+        return self._keep(Row(key=action.id, value=action, revision=revision)).value
+
+    async def at_hand(self, action: str) -> Row[Action] | None:
+        """The record, perhaps as it was a moment ago."""
+        return self._kept(action) or await self.read(action)
+
+    async def read(self, action: str) -> Row[Action] | None:
+        """The record as it is now; ended ones do not change."""
+        if action in self._ended:
+            return self._ended[action]
+        row = await repaired(self._bus, lambda: self._table.get(action))
+        if row is not None:
+            return self._keep(row)
+        lost = self._unfinished.get(action)
+        return None if lost is None else await self._write_again(lost)
+
+    async def write(self, row: Row[Action], action: Action) -> Row[Action]:
+        """The row with `action` in it; Conflict when somebody else was faster."""
+        if action == row.value:
+            return row
+        try:
+            revision = await repaired(
+                self._bus, lambda: self._table.update(row.key, action, row.revision)
+            )
+        except Conflict:
+            self._ended.pop(row.key, None)
+            raise
+        return self._keep(Row(key=row.key, value=action, revision=revision))
+
+    async def all(self) -> tuple[Action, ...]:
+        rows = await repaired(self._bus, self._table.all)
+        return tuple(sorted((row.value for row in rows.values()), key=lambda one: one.created))
+
+    async def reread(self) -> None:
+        """Read everything: learn what others do, write again what is lost, remove what is old."""
+        rows = await repaired(self._bus, self._table.all)
+        lost = [row for key, row in self._unfinished.items() if key not in rows]
+        for row in rows.values():
+            self._learn(row)
+        for row in lost:
+            await self._write_again(row)
+        for row in rows.values():
+            if row.value.ended and self._clock() - row.value.updated > ENDED_STORED_SECONDS:
+                await self._table.delete(row.key)
+
+    async def follow_changes(self) -> None:
+        """Read again at once what somebody watches here and another controller changed."""
+        async with self._table.changes() as keys:
+            async for key in keys:
+                if self.watchers.wanted(key):
+                    await self.read(key)
+        raise BusProblem("the bucket's changes are told no more")
+
+    async def _write_again(self, lost: Row[Action]) -> Row[Action]:
+        action = lost.value
+        try:
+            revision = await repaired(self._bus, lambda: self._table.create(action.id, action))
+        except Conflict:
+            found = await self._table.get(action.id)
+            return self._keep(found) if found else lost
+        return self._keep(Row(key=action.id, value=action, revision=revision))
+
+    def _learn(self, row: Row[Action]) -> None:
+        kept = self._kept(row.key)
+        if kept is None and row.value.ended:
+            return
+        if kept is None or row.revision > kept.revision:
+            self._keep(row)
+
+    def _kept(self, action: str) -> Row[Action] | None:
+        return self._unfinished.get(action) or self._ended.get(action)
+
+    def _keep(self, row: Row[Action]) -> Row[Action]:
+        if row.value.ended:
+            self._unfinished.pop(row.key, None)
+            self._ended[row.key] = row
+            while len(self._ended) > ENDED_KEPT:
+                self._ended.popitem(last=False)
+        else:
+            self._unfinished[row.key] = row
+        self.watchers.tell(row.value)
+        return row

@@ -1,0 +1,233 @@
+"""What users can ask of a controller, whatever the wire they ask over."""
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from controller import refusals
+from controller.catalogue import Catalogue
+from controller.engine import Engine
+from controller.machine import NotAllowed
+from controller.nodes import Nodes
+from controller.records import Records
+from controller.refusals import Refused
+from kybernate import telemetry
+from kybernate.bus.port import BusProblem, Conflict
+from kybernate.tasks import jittered
+from schemas import reasons
+from schemas.actions import Action, ActionState
+from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.nodes import Inventory
+from schemas.orders import CheckpointOrder, DeleteOrder, Order, Place, RestoreOrder, Target, verb
+from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
+
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The shape of every id: of an action, and so of the checkpoint that it makes."""
+POLL_SECONDS: Final = 1.0
+"""How often a watched action is read anew, should every hint get lost."""
+
+
+class Service:
+    def __init__(
+        self,
+        engine: Engine,
+        records: Records,
+        catalogue: Catalogue,
+        nodes: Nodes,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._records = records
+        self._catalogue = catalogue
+        self._nodes = nodes
+        self._clock = clock
+
+    async def request(
+        self, request: Request, *, key: str | None = None, labels: dict[str, str] | None = None
+    ) -> Action:
+        """Record what is asked for and get it on its way. The same key again: the same action."""
+        action = key or str(uuid.uuid4())
+        if key is not None and (known := await self._records.at_hand(key)):
+            return _same(known.value, request)
+        node, order = await self._placed(action, request)
+        try:
+            new = self._new(action, node, order, request.timeout, labels or {})
+            return await self._engine.start(new)
+        except Conflict:
+            return _same(await self.action(action), request)
+
+    async def cancel(self, action: str) -> Action:
+        _check_action(action)
+        try:
+            cancelled = await self._engine.cancel(action)
+        except NotAllowed as error:
+            raise refusals.already_ended(action, error.state.value) from error
+        if cancelled is None:
+            raise refusals.unknown_action(action)
+        return cancelled
+
+    async def action(self, action: str) -> Action:
+        _check_action(action)
+        row = await self._records.read(action)
+        if row is None:
+            raise refusals.unknown_action(action)
+        return row.value
+
+    async def actions(
+        self, *, kind: str | None = None, state: ActionState | None = None
+    ) -> list[Action]:
+        return [
+            action
+            for action in await self._records.all()
+            if kind in {None, action.kind} and state in {None, action.state}
+        ]
+
+    async def watch(self, action: str) -> AsyncIterator[Action | None]:
+        """The action now and at every change, up to its end; None when there was no news."""
+        with self._records.watchers.watch(action) as watch:
+            seen = await self.action(action)
+            yield seen
+            while not seen.ended and not self._records.watchers.closing:
+                newer = await watch.next(jittered(POLL_SECONDS)) or await self._reread(seen)
+                if newer == seen or newer.updated < seen.updated:
+                    yield None
+                    continue
+                seen = newer
+                yield seen
+
+    async def _reread(self, seen: Action) -> Action:
+        """As it is now; as it was seen while NATS does not answer."""
+        try:
+            return await self.action(seen.id)
+        except BusProblem:
+            return seen
+
+    async def checkpoints(self) -> tuple[CatalogueEntry, ...]:
+        return await self._catalogue.all()
+
+    async def checkpoint(self, checkpoint: str) -> CatalogueEntry:
+        entry = await self._catalogue.get(checkpoint) if UUID.fullmatch(checkpoint) else None
+        if entry is None:
+            raise refusals.unknown_checkpoint(checkpoint)
+        return entry
+
+    async def nodes(self) -> tuple[Inventory, ...]:
+        return await self._nodes.all()
+
+    async def node(self, node: str) -> Inventory:
+        return await self._nodes.get(node)
+
+    def _new(
+        self, action: str, node: str, order: Order, timeout: float, labels: dict[str, str]
+    ) -> Action:
+        now = self._clock()
+        return Action(
+            id=action,
+            kind=verb(order),
+            node=node,
+            order=order,
+            state=ActionState.PENDING,
+            created=now,
+            updated=now,
+            deadline=now + timeout,
+            traceparent=telemetry.traceparent(),
+            labels=labels,
+        )
+
+    async def _placed(self, action: str, request: Request) -> tuple[str, Order]:
+        match request:
+            case CheckpointRequest():
+                return await self._placed_checkpoint(action, request)
+            case RestoreRequest():
+                return await self._placed_restore(request)
+            case DeleteRequest():
+                return await self._placed_delete(request)
+
+    async def _placed_checkpoint(
+        self, action: str, request: CheckpointRequest
+    ) -> tuple[str, Order]:
+        target = Target(namespace=request.namespace, container=request.container)
+        if request.node is None:
+            inventory = await self._nodes.holding(target)
+        else:
+            inventory = await self._nodes.taking_jobs(request.node)
+        return inventory.node, _checkpoint_order(action, request)
+
+    async def _placed_restore(self, request: RestoreRequest) -> tuple[str, Order]:
+        facts = (await self._ready(request.checkpoint)).facts
+        node, place = request.node or facts.node, Place(facts.place)
+        if place is Place.MEMORY and (node != facts.node or _renamed(request, facts.target)):
+            raise _stays_where_it_is(request, facts.node)
+        if place is Place.MEMORY:
+            await self._nodes.taking_jobs(node)
+        else:
+            await self._nodes.fitting(node, facts)
+        container = request.name or facts.target.container
+        target = Target(namespace=facts.target.namespace, container=container)
+        return node, RestoreOrder(checkpoint=facts.id, target=target, place=place)
+
+    async def _placed_delete(self, request: DeleteRequest) -> tuple[str, Order]:
+        facts = (await self._ready(request.checkpoint)).facts
+        for other in self._records.unfinished():
+            if other.order.checkpoint == facts.id:
+                raise refusals.checkpoint_in_use(facts.id, other.id)
+        await self._nodes.taking_jobs(facts.node)
+        return facts.node, DeleteOrder(checkpoint=facts.id)
+
+    async def _ready(self, checkpoint: str) -> CatalogueEntry:
+        entry = await self.checkpoint(checkpoint)
+        if entry.state is CheckpointState.DELETED:
+            raise refusals.deleted_checkpoint(checkpoint)
+        return entry
+
+
+def _check_action(action: str) -> None:
+    if not UUID.fullmatch(action):
+        raise refusals.unknown_action(action)
+
+
+def _checkpoint_order(checkpoint: str, request: CheckpointRequest) -> CheckpointOrder:
+    return CheckpointOrder(
+        target=Target(namespace=request.namespace, container=request.container),
+        checkpoint=checkpoint,
+        place=request.place,
+        leave_running=request.leave_running,
+        outside_tcp=request.outside_tcp,
+        independent_gpu_processes=request.independent_gpu_processes,
+    )
+
+
+def _renamed(request: RestoreRequest, target: Target) -> bool:
+    return request.name not in {None, target.container}
+
+
+def _stays_where_it_is(request: RestoreRequest, node: str) -> Refused:
+    return Refused(
+        reasons.INVALID_REQUEST,
+        f"checkpoint {request.checkpoint} is in the memory of node {node}: its container can "
+        "only resume there, under its own name",
+        "leave out the node and the name",
+    )
+
+
+def _same(known: Action, request: Request) -> Action:
+    """The action that this key asked for before, when it asked for the same."""
+    if not _asks_for(known.order, request):
+        raise refusals.key_of_another(known.id)
+    return known
+
+
+def _asks_for(order: Order, request: Request) -> bool:
+    match order, request:
+        case CheckpointOrder(), CheckpointRequest():
+            return order == _checkpoint_order(order.checkpoint, request)
+        case RestoreOrder(), RestoreRequest():
+            return order.checkpoint == request.checkpoint and (
+                request.name in {None, order.target.container}
+            )
+        case DeleteOrder(), DeleteRequest():
+            return order.checkpoint == request.checkpoint
+    return False
