@@ -4,7 +4,8 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -63,17 +64,18 @@ def _log_failure(name: str, error: Exception, failures: int, wait: float) -> Non
     )
 
 
-async def until_signalled(*signals: signal.Signals) -> signal.Signals:
-    """The first of the signals (default: SIGINT and SIGTERM) that arrives."""
+@contextmanager
+def signals(*wanted: signal.Signals) -> "Iterator[asyncio.Future[signal.Signals]]":
+    """The first of the signals (default: SIGINT and SIGTERM) that arrives while the block runs."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Future[signal.Signals] = loop.create_future()
-    wanted = signals or (signal.SIGINT, signal.SIGTERM)
-    for number in wanted:
+    numbers = wanted or (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
         loop.add_signal_handler(number, _arrive, arrived, number)
     try:
-        return await arrived
+        yield arrived
     finally:
-        for number in wanted:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -82,16 +84,22 @@ def _arrive(arrived: "asyncio.Future[signal.Signals]", number: signal.Signals) -
         arrived.set_result(number)
 
 
+async def until_signalled(*wanted: signal.Signals) -> signal.Signals:
+    """The first of the signals (default: SIGINT and SIGTERM) that arrives."""
+    with signals(*wanted) as arrived:
+        return await arrived
+
+
 async def run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run `work` until it ends or SIGINT or SIGTERM arrives; then it is cancelled and awaited."""
-    task = asyncio.create_task(work)
-    signalled = asyncio.create_task(until_signalled())
-    try:
-        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(signalled)
-        if not task.done():
-            await end(task)
+    with signals() as arrived:
+        task = asyncio.create_task(work)
+        try:
+            either: set[asyncio.Future[Any]] = {task, arrived}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                await end(task)
     if not task.cancelled():
         task.result()
 

@@ -7,7 +7,7 @@ its way to a fetch that has returned, and a message is not held where nobody wor
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import msgspec
@@ -29,6 +29,8 @@ _NO_RESPONDERS = "503"
 _HEARTBEAT = "100"
 _SHORT_ACK_TOKENS = 9
 _LONGEST_WAIT_SECONDS = 5.0
+_READY_SECONDS = 0.5
+"""The server holds even what lies ready while too much is in flight; it comes to a later fetch."""
 
 
 class PullRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -96,13 +98,13 @@ class NatsQueue:
 
     async def fetch(self, count: int, *, wait: float) -> list[Delivery]:
         async with self._turn:
+            if not self._link.connected:
+                await self._link.ready()
             await self._listen()
             if not self._arrived:
-                await self._pull(PullRequest(batch=count, no_wait=True), OPERATION_TIMEOUT_SECONDS)
+                await self._pull_ready(count)
             if not self._arrived and wait > 0:
-                wait = min(wait, _LONGEST_WAIT_SECONDS)
-                request = PullRequest(batch=1, expires=int(wait * 1e9))
-                await self._pull(request, wait + OPERATION_TIMEOUT_SECONDS)
+                await self._pull_one(min(wait, _LONGEST_WAIT_SECONDS))
             return [self._delivery() for _ in range(min(count, len(self._arrived)))]
 
     def _delivery(self) -> NatsDelivery:
@@ -114,9 +116,19 @@ class NatsQueue:
             await self._lifetime.enter_async_context(listening)
             self._listens = True
 
-    async def _pull(self, request: PullRequest, seconds: float) -> None:
+    async def _pull_ready(self, count: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_READY_SECONDS):
+                request = PullRequest(batch=count, no_wait=True)
+                await self._pull(request, patience=OPERATION_TIMEOUT_SECONDS)
+
+    async def _pull_one(self, wait: float) -> None:
+        request = PullRequest(batch=1, expires=int(wait * 1e9))
+        await self._pull(request, patience=wait + OPERATION_TIMEOUT_SECONDS)
+
+    async def _pull(self, request: PullRequest, *, patience: float) -> None:
         """Ask for messages, and wait until the server has sent the last of them."""
-        with self._link.waiting(self._next, seconds) as ended:
+        with self._link.waiting(self._next, patience) as ended:
             self._round = Round(ended, request.batch, self._link.new_token())
             try:
                 reply = f"{self._inbox}.{self._round.token}"
