@@ -7,6 +7,8 @@ A user other than root gets a user namespace with every id mapped to itself: CRI
 for another user's limits, which takes CAP_SYS_RESOURCE there, and not every root has that.
 """
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
     binds: tuple[Bind, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[Path, ...] = ()
+    """Device nodes of the host, such as a GPU's."""
     memory_bytes: int | None = None
     host_network: bool = False
     annotations: Mapping[str, str] = {}
@@ -166,7 +170,10 @@ def _linux(workload: Workload, place: Place) -> dict[str, Any]:
     kinds = ["pid", "ipc", "uts", "mount"]
     if not workload.host_network:
         kinds.append("network")
-    resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
+    devices = [_device(path) for path in workload.devices]
+    resources: dict[str, Any] = {
+        "devices": [{"allow": False, "access": "rwm"}, *map(_rule, devices)]
+    }
     if workload.memory_bytes is not None:
         resources["memory"] = {"limit": workload.memory_bytes}
     mapping: list[dict[str, int]] = []
@@ -178,10 +185,28 @@ def _linux(workload: Workload, place: Place) -> dict[str, Any]:
         "uidMappings": mapping,
         "gidMappings": mapping,
         "cgroupsPath": place.cgroup,
+        "devices": devices,
         "resources": resources,
         "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list"],
         "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
     }
+
+
+def _device(path: Path) -> dict[str, Any]:
+    node = path.stat()
+    return {
+        "path": str(path),
+        "type": "b" if stat.S_ISBLK(node.st_mode) else "c",
+        "major": os.major(node.st_rdev),
+        "minor": os.minor(node.st_rdev),
+        "fileMode": 0o666,
+    }
+
+
+def _rule(device: dict[str, Any]) -> dict[str, Any]:
+    """What the device cgroup has to allow."""
+    which = {name: device[name] for name in ("type", "major", "minor")}
+    return {"allow": True, "access": "rwm", **which}
 
 
 def _loopback_hook(busybox: Path) -> dict[str, Any]:

@@ -102,6 +102,17 @@ async def test_binds_tmpfs_and_environment(workloads: Workloads, folder: Path) -
     assert "Read-only file system" in lines[2]
 
 
+async def test_a_device_has_to_be_named_to_be_used(workloads: Workloads) -> None:
+    device = Path("/dev/kmsg")
+    tries = ("sh", "-c", "(: > /dev/kmsg) && echo open; sleep 60")
+    named = await workloads.start_container("named", oci.Workload(args=tries, devices=(device,)))
+    assert await named.wait_for(lambda lines: len(lines) >= 1) == ["open"]
+    bind = oci.Bind(source=device, target=str(device), writable=True)
+    seen = await workloads.start_container("seen", oci.Workload(args=tries, binds=(bind,)))
+    (line,) = await seen.wait_for(lambda lines: len(lines) >= 1)
+    assert "Operation not permitted" in line
+
+
 async def test_a_removed_container_is_gone(workloads: Workloads, runtime: Containerd) -> None:
     running = await workloads.start_container("counter", oci.Workload(args=COUNTER))
     await running.wait_for_more()

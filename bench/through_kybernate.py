@@ -1,0 +1,57 @@
+"""Checkpoint and restore by request, watched to the end of the action."""
+
+import time
+
+import msgspec
+
+from kybernate.client import Client
+from kybernate.embedded.workload import NAMESPACE
+from schemas.actions import Action, ActionState
+from schemas.messages import Checkpointed
+from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
+
+LOOKING = frozenset({"resolve", "preflight", "stage"})
+"""Steps that only look and prepare; all others are containerd's calls, hashing and fsync."""
+
+
+class Went(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an action took, and how much of it was neither containerd nor hashing nor fsync."""
+
+    seconds: float
+    coordination: float
+    steps: dict[str, float]
+
+
+class ActionFailed(Exception):
+    """An action did not complete, so there is nothing to measure."""
+
+
+class ThroughKybernate:
+    def __init__(self, api: Client, id: str) -> None:
+        self._api = api
+        self._id = id
+        self._checkpoint = ""
+
+    async def checkpoint(self) -> Went:
+        action, went = await self._ask(CheckpointRequest(container=self._id, namespace=NAMESPACE))
+        if not isinstance(action.result, Checkpointed):
+            raise ActionFailed(f"{action.id} tells of no checkpoint")
+        self._checkpoint = action.result.checkpoint.id
+        return went
+
+    async def restore(self) -> Went:
+        return (await self._ask(RestoreRequest(checkpoint=self._checkpoint)))[1]
+
+    async def clean(self) -> None:
+        await self._ask(DeleteRequest(checkpoint=self._checkpoint))
+
+    async def _ask(self, request: Request) -> tuple[Action, Went]:
+        began = time.monotonic()
+        asked = await self._api.request(request)
+        action = await self._api.ended(asked.id)
+        seconds = time.monotonic() - began
+        if action.state is not ActionState.COMPLETED:
+            raise ActionFailed(f"{action.kind}: {action.failure}")
+        steps = {step.step: step.seconds or 0.0 for step in action.steps}
+        work = sum(took for step, took in steps.items() if step not in LOOKING)
+        return action, Went(seconds=seconds, coordination=seconds - work, steps=steps)
