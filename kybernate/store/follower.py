@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final, Self
 
-from kybernate.store.errors import Damage, Damaged, StoreError, disk_errors
+from kybernate.store.errors import Damage, Damaged, disk_errors
 from kybernate.store.hashing import WINDOW, ChunkHash, chunk_count, cores
 from kybernate.store.sync import start_writing, tighten
 from schemas.manifest import CHUNK_BYTES, IMAGES_FOLDER, MANIFEST_NAME, FileEntry
@@ -44,10 +44,10 @@ class Follower:
     def finish(self) -> tuple[FileEntry, ...]:
         """Every file of the folder but the manifest, hashed and on its way to the disk."""
         self._halt()
-        if self._problem is not None:
-            raise StoreError(f"following the dump failed: {self._problem}") from self._problem
         try:
             with disk_errors("hash", self._folder):
+                if self._problem is not None:
+                    raise self._problem
                 return self._entries()
         finally:
             self.stop()

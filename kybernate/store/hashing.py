@@ -5,6 +5,7 @@ them out, and a disk error becomes an exception, not a SIGBUS. Where mapping is 
 does. The hash and the population release the GIL, so threads are enough.
 """
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ _SMALL: Final = 256 * 1024
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ, which Python's mmap does not name yet
 
 
-class Shrunk(Exception):
-    """The file ended before its size said so."""
+class Shrunk(OSError):
+    """The file ended before its size said so: somebody shortened it meanwhile."""
 
 
 class ChunkHash:
@@ -99,6 +100,6 @@ def _feed_by_reading(hasher: blake3, descriptor: int, start: int, length: int) -
     while start < end:
         piece = os.pread(descriptor, min(_SMALL, end - start), start)
         if not piece:
-            raise Shrunk
+            raise Shrunk(errno.EIO, "a file became shorter while it was read")
         hasher.update(piece)
         start += len(piece)
