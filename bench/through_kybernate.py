@@ -10,7 +10,7 @@ from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed
 from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
 
-LOOKING = frozenset({"resolve", "preflight", "stage"})
+LOOKING = frozenset({"resolve", "preflight", "stage", "lock", "fit", "gpu"})
 """Steps that only look and prepare; all others are containerd's calls, hashing and fsync."""
 
 

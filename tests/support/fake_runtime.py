@@ -7,6 +7,7 @@ containerd does.
 
 import asyncio
 import itertools
+import struct
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -39,6 +40,13 @@ FIRST_PID = 10_000_000  # no real process has it: above the kernel's limit
 COUNTS_PER_SECOND = 50
 KILLED = 137
 PAGES = "pages-1.img"
+FILES_IMAGE = struct.pack("<II", 0x54564319, 0x56303138)
+"""No files."""
+PROCESSES_IMAGE = struct.pack("<III", 0x54564319, 0x50273030, 10) + bytes.fromhex(
+    "08011000180120012801"
+)
+"""One process: pid 1, no parent, its own group, session and only thread."""
+DUMP_LOG = "(00.000000) Version: 4.2.1 (gitid 0)\n(00.010000) Dumping finished successfully\n"
 GOING = (TaskStatus.RUNNING, TaskStatus.PAUSED)
 
 
@@ -260,7 +268,7 @@ class FakeRuntime:
         if log := self._undumpable.get(id):
             (Path(options.work_path) / "dump.log").write_text(log)
             raise RuntimeFailed("Checkpoint: criu failed: type NOTIFY errno 0")
-        _dump(Path(options.image_path), task.count())
+        _dump(options, task.count())
         if options.exit:
             task.end(KILLED)
         _raise(lost)
@@ -341,11 +349,15 @@ class FakeRuntime:
         return task
 
 
-def _dump(folder: Path, count: int) -> None:
+def _dump(options: DumpOptions, count: int) -> None:
+    folder = Path(options.image_path)
     (folder / PAGES).write_bytes(count.to_bytes(8, "little") * 512)
-    for name in ("core-1.img", "inventory.img", "mm-1.img", "pstree.img"):
+    (folder / "files.img").write_bytes(FILES_IMAGE)
+    (folder / "pstree.img").write_bytes(PROCESSES_IMAGE)
+    for name in ("core-1.img", "inventory.img", "mm-1.img"):
         (folder / name).write_bytes(f"twin of {name}\n".encode())
     (folder / "descriptors.json").write_text('["/dev/null","pipe:[1]","pipe:[2]"]')
+    (Path(options.work_path) / "dump.log").write_text(DUMP_LOG)
 
 
 def _restored_count(restore: RestorePaths | None) -> int:
