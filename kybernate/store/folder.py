@@ -5,6 +5,7 @@ complete from the moment it is there. All calls block: make them in a thread.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from schemas.manifest import MANIFEST_NAME
 
 _ASIDE: Final = ".aside"
 _PRIVATE: Final = 0o700
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class CheckpointStore:
@@ -35,9 +37,9 @@ class CheckpointStore:
         """A new, empty folder to make the checkpoint in; what an earlier try left is removed."""
         return self._fresh(_checked(checkpoint))
 
-    def scratch(self, checkpoint: str) -> Path:
-        """A new, empty folder for a restore, on the file system of the checkpoint."""
-        return self._fresh(f"{_checked(checkpoint)}.scratch")
+    def scratch(self, job: str) -> Path:
+        """A new, empty folder for one job, on the file system of the checkpoints."""
+        return self._fresh(_scratch_of(job))
 
     def publish(self, checkpoint: str) -> Path:
         """Make the sealed folder durable, then visible: afterwards it is a checkpoint."""
@@ -88,8 +90,8 @@ class CheckpointStore:
         with disk_errors("remove", self._aside(name)):
             _remove(self._aside(name))
 
-    def discard_scratch(self, checkpoint: str) -> None:
-        self.discard(f"{_checked(checkpoint)}.scratch")
+    def discard_scratch(self, job: str) -> None:
+        self.discard(_scratch_of(job))
 
     def leftovers(self) -> tuple[str, ...]:
         """What lies aside: after a crash, everything that no job of the ledger is about to go on
@@ -137,6 +139,12 @@ def _checked(checkpoint: str) -> str:
     if printed != checkpoint or not printed:
         raise InvalidCheckpointId(f"{checkpoint!r} is not a checkpoint's id")
     return printed
+
+
+def _scratch_of(job: str) -> str:
+    if not _PLAIN.fullmatch(job):
+        raise InvalidCheckpointId(f"{job!r} is not a job's id")
+    return f"{job}.scratch"
 
 
 def _names(folder: Path) -> list[str]:

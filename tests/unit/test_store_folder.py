@@ -124,13 +124,22 @@ def test_a_half_deleted_checkpoint_is_a_leftover_that_can_be_discarded(
     assert store.leftovers() == ()
 
 
-def test_scratch_lies_beside_the_staging_folder(store: CheckpointStore) -> None:
-    staging, scratch = store.staging(CHECKPOINT), store.scratch(CHECKPOINT)
+def test_every_job_has_a_scratch_folder_of_its_own(store: CheckpointStore) -> None:
+    staging = store.staging(CHECKPOINT)
+    first, second = store.scratch(f"{CHECKPOINT}.1"), store.scratch(f"{CHECKPOINT}.2")
 
-    assert scratch != staging
-    store.discard_scratch(CHECKPOINT)
-    assert not scratch.exists()
+    store.discard_scratch(f"{CHECKPOINT}.1")
+    store.discard_scratch(f"{CHECKPOINT}.1")
+
+    assert not first.exists()
+    assert second.exists()
     assert staging.exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc", "a/b", ".x", "x\n"])
+def test_only_a_job_s_id_becomes_a_scratch_folder(store: CheckpointStore, name: str) -> None:
+    with pytest.raises(InvalidCheckpointId):
+        store.scratch(name)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_scratch_lies_beside_the_staging_folder(store: CheckpointStore) -> None:
     ["", ".", "..", "../x", "/etc", "a/b", CHECKPOINT.upper(), CHECKPOINT + "\n", CHECKPOINT + "/"],
 )
 def test_only_a_checkpoints_id_becomes_a_path(store: CheckpointStore, name: str) -> None:
-    for call in (store.staging, store.publish, store.folder, store.delete, store.scratch):
+    for call in (store.staging, store.publish, store.folder, store.delete):
         with pytest.raises(InvalidCheckpointId):
             call(name)
 
