@@ -8,6 +8,7 @@ import msgspec
 
 from controller.topology import repaired
 from kybernate.bus.port import Bus, Conflict, Row
+from schemas.base import Undecodable
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.manifest import CheckpointFacts
 from schemas.names import CHECKPOINTS_BUCKET
@@ -65,8 +66,9 @@ class Catalogue:
         try:
             await repaired(self._bus, lambda: self._table.create(checkpoint, entry))
         except Conflict:
-            row = await self._table.get(checkpoint)
-            entry = row.value if row else entry
+            with suppress(Undecodable):  # a newer controller's: not for this one to judge
+                row = await self._table.get(checkpoint)
+                entry = row.value if row else entry
         self._seen[checkpoint] = entry
 
     def _see(self, row: Row[CatalogueEntry]) -> CatalogueEntry:

@@ -7,12 +7,14 @@ has any more except this process, because somebody wiped the bucket, it writes a
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from controller.topology import repaired
 from controller.watchers import Watchers
 from kybernate.bus.port import Bus, BusProblem, Conflict, Row
 from schemas.actions import Action
+from schemas.base import Undecodable
 from schemas.names import ACTIONS_BUCKET
 
 ENDED_KEPT: Final = 2048
@@ -94,8 +96,10 @@ class Records:
         try:
             revision = await repaired(self._bus, lambda: self._table.create(action.id, action))
         except Conflict:
-            found = await self._table.get(action.id)
-            return self._keep(found) if found else lost
+            with suppress(Undecodable):  # a newer controller's: not for this one to judge
+                if found := await self._table.get(action.id):
+                    return self._keep(found)
+            return lost
         return self._keep(Row(key=action.id, value=action, revision=revision))
 
     def _learn(self, row: Row[Action]) -> None:
