@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,10 +30,12 @@ class HostPython(msgspec.Struct, frozen=True, kw_only=True):
 
     links: dict[str, str]
     folders: tuple[Path, ...]
+    within: tuple[Path, ...]
+    """What is mounted inside the folders."""
 
     @property
     def binds(self) -> tuple[Bind, ...]:
-        return tuple(Bind(source=folder, target=str(folder)) for folder in self.folders)
+        return tuple(Bind(source=path, target=str(path)) for path in (*self.folders, *self.within))
 
 
 def host_python() -> HostPython:
@@ -42,7 +45,22 @@ def host_python() -> HostPython:
     for prefix in (Path(sys.base_prefix), Path(sys.prefix)):
         if not any(prefix.is_relative_to(folder) for folder in folders):
             folders.append(prefix)
-    return HostPython(links=links, folders=tuple(folders))
+    points = mount_points(Path("/proc/self/mountinfo").read_text())
+    return HostPython(links=links, folders=tuple(folders), within=mounted_below(folders, points))
+
+
+def mount_points(mountinfo: str) -> list[Path]:
+    fields = (line.split()[4] for line in mountinfo.splitlines())
+    return [Path(field.encode().decode("unicode_escape")) for field in fields]
+
+
+def mounted_below(folders: Sequence[Path], points: Iterable[Path]) -> tuple[Path, ...]:
+    """Mounts inside the folders, such as a driver's libraries in a machine that is a container.
+
+    They have to be named one by one: CRIU refuses mounts that the spec does not list.
+    """
+    below = {point for point in points if any(folder in point.parents for folder in folders)}
+    return tuple(sorted(below))
 
 
 def fill_busybox(root: Path, busybox: Path) -> None:
