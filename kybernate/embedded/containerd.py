@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from kybernate import tasks
 from kybernate.embedded import leftovers
 from kybernate.embedded.stack import Stack
 from node_worker.containerd.client import Containerd, connect
@@ -168,5 +169,9 @@ async def private_containerd(stack: Stack, home: Path) -> AsyncIterator[PrivateC
         await daemon.start()
         yield daemon
     finally:
-        await daemon.stop()
-        await asyncio.to_thread(leftovers.clear, home)
+        await tasks.finish(_end(daemon))
+
+
+async def _end(daemon: PrivateContainerd) -> None:
+    await daemon.stop()
+    await asyncio.to_thread(leftovers.clear, daemon.home)
