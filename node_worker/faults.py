@@ -1,13 +1,13 @@
 """How whatever goes wrong in a step is told: one Failure with its reason and what to do."""
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from kybernate.store.errors import StoreError
 from node_worker.containerd import port as runtime
+from node_worker.criu_images import ImagesUnreadable
 from node_worker.gpu.port import GpuProblem
+from node_worker.rootfs import RootfsFailed
 from schemas import reasons
 from schemas.failures import Failure
 
@@ -24,61 +24,39 @@ class Refused(Exception):
 
 LONGEST: Final = 8000
 """Characters of a message; a failure has to fit into an event."""
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_SEE_SOCKET = "See that containerd runs and that the worker's --containerd names its socket."
 _FREE_SPACE = "Free space, delete checkpoints, or move the store to a larger file system."
 
 
-def failure_of(error: BaseException) -> Failure:
+def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911 - a table, a row per kind
     """What to tell the user about an exception out of a step."""
     match error:
         case Refused():
             return error.failure
-        case StoreError() | GpuProblem():
-            retriable = error.retriable if isinstance(error, GpuProblem) else False
-            return Failure(
-                reason=error.reason,
-                message=words(error),
-                advice=error.advice,
-                retriable=retriable,
-            )
+        case GpuProblem():
+            return _failure(error, error.reason, error.advice, retriable=error.retriable)
+        case StoreError() | RootfsFailed():
+            return _failure(error, error.reason, error.advice)
+        case ImagesUnreadable():
+            return _failure(error, reasons.CHECKPOINT_DAMAGED, "Restore from another checkpoint.")
+        case runtime.RuntimeUnavailable():
+            return _failure(error, reasons.RUNTIME_UNAVAILABLE, _SEE_SOCKET, retriable=True)
         case runtime.RuntimeProblem():
-            return _runtime_failure(error)
-        case OSError() if error.errno in _NO_ROOM:
-            return Failure(reason=reasons.DISK_FULL, message=words(error), advice=_FREE_SPACE)
-        case _:
-            advice = "See the worker's log; this should not happen, please report it."
-            return Failure(
-                reason=reasons.INTERNAL,
-                message=f"{type(error).__name__}: {words(error)}",
-                advice=advice,
-            )
+            return _failure(error, reasons.RUNTIME_FAILED, "See containerd's log.")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _failure(error, reasons.DISK_FULL, _FREE_SPACE)
+    return Failure(
+        reason=reasons.INTERNAL,
+        message=f"{type(error).__name__}: {words(error)}",
+        advice="See the worker's log; this should not happen, please report it.",
+    )
+
+
+def _failure(error: Exception, reason: str, advice: str, *, retriable: bool = False) -> Failure:
+    return Failure(reason=reason, message=words(error), advice=advice, retriable=retriable)
 
 
 def words(error: BaseException) -> str:
     """The error's own words, or what its class says of itself."""
     said = str(error) or (type(error).__doc__ or type(error).__name__).strip()
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
-
-
-@contextmanager
-def told_as(reason: str, missing: type[Exception], message: str, advice: str) -> Iterator[None]:
-    """Tell one kind of error as a reason of its own."""
-    try:
-        yield
-    except missing as error:
-        raise Refused(reason, message, advice=advice) from error
-
-
-def _runtime_failure(error: runtime.RuntimeProblem) -> Failure:
-    if isinstance(error, runtime.RuntimeUnavailable):
-        return Failure(
-            reason=reasons.RUNTIME_UNAVAILABLE,
-            message=words(error),
-            advice="See that containerd runs and that the worker's --containerd names its socket.",
-            retriable=True,
-        )
-    return Failure(
-        reason=reasons.RUNTIME_FAILED,
-        message=words(error),
-        advice="See containerd's log and the worker's.",
-    )

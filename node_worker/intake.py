@@ -12,9 +12,9 @@ from typing import Final
 
 from kybernate import tasks
 from kybernate.bus import Bus, BusProblem, Delivery, TopologyMissing
-from kybernate.bus.port import ACK_WAIT_SECONDS
 from kybernate.telemetry import TRACEPARENT
 from node_worker.jobs import Ended, Jobs
+from node_worker.settings import WorkerSettings
 from schemas.base import Undecodable, decode
 from schemas.messages import Cancel, Job
 from schemas.names import cancel_subject
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 WINDOW: Final = 128
 """Deliveries at hand at once; more of them wait in the stream."""
 FETCH_SECONDS: Final = 4.0
-KEEP_SECONDS: Final = ACK_WAIT_SECONDS / 3
 ACK_TRIES: Final = 5
 
 
 class Intake:
-    def __init__(self, bus: Bus, node: str, jobs: Jobs) -> None:
+    def __init__(self, bus: Bus, settings: WorkerSettings, jobs: Jobs) -> None:
         self._bus = bus
-        self._node = node
+        self._node = node = settings.node
+        self._keep_seconds = settings.bus.ack_wait / 3
         self._jobs = jobs
         self._queue = bus.jobs(node)
         self._at_hand: dict[asyncio.Task[None], Delivery] = {}
@@ -111,7 +111,8 @@ class Intake:
             for delivery in list(self._at_hand.values()):
                 await delivery.keep()
 
-        await tasks.for_ever(keep, name="keeping jobs", pause=KEEP_SECONDS, longest=KEEP_SECONDS)
+        pause = self._keep_seconds
+        await tasks.for_ever(keep, name="keeping jobs", pause=pause, longest=pause)
 
     async def _cancelling(self) -> None:
         await tasks.for_ever(self._hear_cancels, name="hearing cancellations", longest=5.0)

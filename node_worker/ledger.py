@@ -20,7 +20,6 @@ from schemas.failures import Failure
 from schemas.messages import Job, JobEvent
 
 LAYOUT = 1
-KEPT_SECONDS = 7 * 24 * 3600.0
 
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -169,11 +168,9 @@ class Ledger:
             for body, parent, ended in rows
         ]
 
-    def prune(self, now: float) -> None:
-        """Forget jobs that ended long ago."""
-        self._db.execute(
-            "DELETE FROM jobs WHERE settled AND told AND ended < ?", (now - KEPT_SECONDS,)
-        )
+    def prune(self, before: float) -> None:
+        """Forget jobs that ended earlier than that."""
+        self._db.execute("DELETE FROM jobs WHERE settled AND told AND ended < ?", (before,))
 
     def keep_sleeper(self, checkpoint: str, body: bytes) -> None:
         """Write down a container whose state waits in memory."""

@@ -62,29 +62,28 @@ class Reporter:
         """Publish, until cancelled."""
         await tasks.for_ever(self._round, name="reporting to the controllers", longest=5.0)
 
-    async def flush(self) -> None:
+    async def publish(self) -> None:
         """Publish what there is, once."""
-        self._wake.set()
-        await self._round()
+        ends = self._ledger.untold(BATCH)
+        await self._publish([*self._steps_beside(ends), *(event for _, event in ends)])
+        self._told([job for job, _ in ends])
+        if len(ends) == BATCH:
+            self.wake()
 
     def _take(self, event: JobEvent) -> None:
         self._steps.append(event)
-        self._wake.set()
+        self.wake()
 
     async def _round(self) -> None:
         await self._wake.wait()
         self._wake.clear()
         try:
-            ends = self._ledger.untold(BATCH)
-            await self._publish([*self._steps_beside(ends), *(event for _, event in ends)])
-            self._told([job for job, _ in ends])
-            if len(ends) == BATCH:
-                self._wake.set()
+            await self.publish()
         except TopologyMissing:
-            self._wake.set()
+            self.wake()
             await self._bus.ensure_topology()
         except BaseException:
-            self._wake.set()
+            self.wake()
             raise
 
     def _steps_beside(self, ends: list[tuple[str, JobEvent]]) -> list[JobEvent]:

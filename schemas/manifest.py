@@ -31,6 +31,13 @@ class HostFacts(Record, frozen=True, kw_only=True):
     criu: str = ""
 
 
+class Streams(Record, frozen=True, kw_only=True):
+    """Where the container's output goes, as containerd names it; empty means nowhere."""
+
+    stdout: str = ""
+    stderr: str = ""
+
+
 class ContainerRecord(Record, frozen=True, kw_only=True):
     """containerd's record of the container, as a restore under another name needs it."""
 
@@ -43,6 +50,7 @@ class ContainerRecord(Record, frozen=True, kw_only=True):
     runtime_options_type: str
     runtime_options: bytes
     spec: bytes
+    streams: Streams = Streams()
 
 
 class StepTime(Record, frozen=True, kw_only=True):
@@ -84,6 +92,7 @@ class Manifest(Message, frozen=True, kw_only=True):
     gpu_processes: tuple[GpuProcess, ...] = ()
     """By the process's number inside the container's PID namespace."""
     memory_bytes: int = 0
+    left_running: bool = False
     timings: tuple[StepTime, ...] = ()
     traceparent: str = ""
 

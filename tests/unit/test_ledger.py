@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from node_worker.ledger import KEPT_SECONDS, Ledger, LedgerUnusable, Verdict
+from node_worker.ledger import Ledger, LedgerUnusable, Verdict
 from node_worker.plan import History, Phase
 from schemas.failures import Failure
 from schemas.messages import EventKind, Job, JobEvent
@@ -122,7 +122,7 @@ def test_forgets_what_ended_long_ago_and_nothing_that_is_open(ledger: Ledger) ->
     for done in (old, untold, unsettled):
         ledger.end(done.id, last(done), settled=done is not unsettled)
     ledger.told([old.id, unsettled.id])
-    ledger.prune(5.0 + KEPT_SECONDS + 1)
+    ledger.prune(6.0)
     assert ledger.history(old.id) == History()
     assert ledger.accept([(old, ""), (untold, ""), (unsettled, "")], 9.0) == [
         Verdict.NEW,

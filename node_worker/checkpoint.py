@@ -1,0 +1,203 @@
+"""A checkpoint on disk, step by step.
+
+resolve, preflight: nothing is touched. stage: a folder aside. lock, gpu, pause: the workload
+stands still. dump, rootfs, hash: memory and changed files are written and hashed meanwhile.
+seal: durable, then visible; this commits. release: the workload is ended, or runs on.
+
+CRIU leaves the task as it was, paused; it is ended only when the checkpoint is durable.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from kybernate import tasks, telemetry
+from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
+from node_worker import criu_images, criu_log, criu_process, rootfs
+from node_worker.actors import Means, Progress, Step, StepActor
+from node_worker.containerd.port import DumpOptions, Mount
+from node_worker.dump import dump
+from node_worker.facts import facts_of
+from node_worker.faults import Refused
+from node_worker.holding import HeldNotes, Holding
+from node_worker.host import with_criu
+from node_worker.surroundings import numbered_inside
+from node_worker.threads import in_thread
+from schemas import reasons
+from schemas.manifest import (
+    IMAGES_FOLDER,
+    ROOTFS_FILE,
+    ContainerRecord,
+    FileEntry,
+    Manifest,
+    StepTime,
+    Streams,
+)
+from schemas.messages import Checkpointed, Job
+from schemas.orders import CheckpointOrder
+
+
+class CheckpointActor(StepActor[HeldNotes]):
+    def __init__(self, means: Means, job: Job, order: CheckpointOrder, progress: Progress) -> None:
+        self._means = means
+        self._job = job
+        self._order = order
+        self._progress = progress
+        self._held = Holding(means, job, order)
+        self._follower = Follower()
+        self._staging = Path()
+        self._work = means.settings.work(job.id)
+        self._parent = ""
+        self._mounts: tuple[Mount, ...] = ()
+        self._archiving: asyncio.Task[int] | None = None
+        self._files: tuple[FileEntry, ...] = ()
+        self._times: list[StepTime] = []
+        super().__init__(
+            HeldNotes,
+            (
+                *self._held.first_steps,
+                Step(name="stage", do=self._stage, undo=self._unstage),
+                *self._held.holding_steps,
+                Step(name="dump", do=self._dump, undo=self._undump),
+                Step(name="rootfs", do=self._rootfs),
+                Step(name="hash", do=self._hash),
+                Step(name="seal", do=self._seal),
+                Step(name="release", do=self._release),
+            ),
+            commit="seal",
+        )
+
+    async def do(self, step: str, notes: HeldNotes) -> HeldNotes:
+        began = time.monotonic()
+        after = await super().do(step, notes)
+        self._times.append(StepTime(step=step, seconds=time.monotonic() - began))
+        return after
+
+    async def landed(self, _: HeldNotes) -> bool:
+        """Whether the folder is there and this action's: another one's of that id is not ours."""
+        return await in_thread(self._is_published)
+
+    async def result(self, _: HeldNotes) -> Checkpointed:
+        folder = await in_thread(self._means.store.folder, self._order.checkpoint)
+        manifest = await in_thread(read_manifest, folder)
+        digest = await in_thread(manifest_digest, folder)
+        return Checkpointed(checkpoint=facts_of(manifest, digest))
+
+    async def _stage(self, _: HeldNotes) -> None:
+        self._staging = await in_thread(self._new_folders)
+        self._follower.start(self._staging)
+        container, space = self._held.container, self._order.target.namespace
+        if not container.snapshot_key:
+            raise Refused(
+                reasons.CANNOT_BE_CHECKPOINTED,
+                "the container's root filesystem is not a snapshot of containerd",
+                advice="Run the container from an image.",
+            )
+        snapshot, self._mounts = await asyncio.gather(
+            self._means.runtime.snapshot(space, container.snapshotter, container.snapshot_key),
+            self._means.runtime.mounts(space, container.snapshotter, container.snapshot_key),
+        )
+        self._parent = snapshot.parent
+
+    def _new_folders(self) -> Path:
+        with contextlib.suppress(NoSuchCheckpoint):  # as it should be
+            folder = self._means.store.folder(self._order.checkpoint)
+            raise Refused(reasons.ALREADY_EXISTS, f"there is a checkpoint in {folder} already")
+        staging = self._means.store.staging(self._order.checkpoint)
+        (staging / IMAGES_FOLDER).mkdir(mode=0o700)
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(mode=0o700, parents=True)
+        return staging
+
+    async def _unstage(self, _: HeldNotes) -> None:
+        await in_thread(self._follower.stop)
+        await in_thread(self._means.store.discard, self._order.checkpoint)
+        await in_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    async def _dump(self, _: HeldNotes) -> None:
+        images = self._staging / IMAGES_FOLDER
+        self._archiving = asyncio.create_task(
+            rootfs.capture(self._mounts, self._staging / ROOTFS_FILE)
+        )
+        options = DumpOptions(
+            image_path=str(images),
+            work_path=str(self._work),
+            open_tcp=True,
+            file_locks=True,
+        )
+        await dump(self._means.runtime, self._order.target, options, grown=self._grown)
+
+    def _grown(self, size: int) -> None:
+        self._progress.progress("dump", size, max(size, self._held.expected_bytes))
+
+    async def _undump(self, _: HeldNotes) -> None:
+        """A CRIU that outlived containerd must not go on beside what comes now."""
+        await criu_process.end_in(self._work)
+        if self._archiving is not None:
+            await tasks.end(self._archiving)
+            self._archiving.cancelled() or self._archiving.exception()  # the dump's failure counts
+
+    async def _rootfs(self, _: HeldNotes) -> None:
+        if self._archiving is not None:
+            await self._archiving
+
+    async def _hash(self, _: HeldNotes) -> None:
+        self._files = await in_thread(self._follower.finish)
+
+    async def _seal(self, _: HeldNotes) -> None:
+        await in_thread(self._publish)
+
+    def _publish(self) -> None:
+        seal(self._staging, self._manifest())
+        self._means.store.publish(self._order.checkpoint)
+
+    def _is_published(self) -> bool:
+        try:
+            folder = self._means.store.folder(self._order.checkpoint)
+        except NoSuchCheckpoint:
+            return False
+        return read_manifest(folder).action == self._job.action
+
+    async def _release(self, notes: HeldNotes) -> None:
+        if self._order.leave_running:
+            await self._held.let_run(notes)
+        else:
+            await self._held.end_task(notes)
+        await in_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    def _manifest(self) -> Manifest:
+        log = criu_log.read_log(self._work)
+        processes = criu_images.processes(self._staging / IMAGES_FOLDER)
+        return Manifest(
+            id=self._order.checkpoint,
+            action=self._job.action,
+            target=self._order.target,
+            created=time.time(),
+            container=self._record(),
+            host=with_criu(self._means.host, log),
+            files=self._files,
+            pids=tuple(process.pid for process in processes),
+            gpus=self._held.evidence.gpus if self._held.evidence.processes else (),
+            gpu_processes=numbered_inside(self._held.evidence.processes, self._held.seen.processes),
+            memory_bytes=sum(one.size for one in self._files if "/pages-" in one.path),
+            left_running=self._order.leave_running,
+            timings=tuple(self._times),
+            traceparent=telemetry.traceparent(),
+        )
+
+    def _record(self) -> ContainerRecord:
+        container, stdio = self._held.container, self._held.task.stdio
+        options = container.runtime_options
+        return ContainerRecord(
+            image=container.image,
+            labels=dict(container.labels),
+            snapshotter=container.snapshotter,
+            parent_snapshot=self._parent,
+            runtime=container.runtime,
+            runtime_options_type=options.type_url if options else "",
+            runtime_options=options.value if options else b"",
+            spec=container.spec.value,
+            streams=Streams(stdout=stdio.stdout, stderr=stdio.stderr),
+        )

@@ -1,0 +1,297 @@
+"""Resumes a container from a checkpoint on disk, step by step.
+
+resolve, fit: nothing is touched. snapshot, container: a fresh root filesystem with the changes of
+the checkpoint, and the record that names it. create: containerd makes the task. verify: every
+byte is what was sealed; it runs from resolve on beside the other steps and is waited for before
+start, for that is where runc hands the images to CRIU. gpu: memory back on the GPU; this commits.
+settle: what the container had before is cleared away.
+
+Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
+is the job's own, because containerd's clean-up after a failed restore can empty a snapshot.
+"""
+
+import asyncio
+import shutil
+import uuid
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kybernate import tasks
+from kybernate.store import Damage, Damaged, read_manifest, verify
+from node_worker import criu_images, criu_process, host, rootfs
+from node_worker.actors import Means, Step, StepActor
+from node_worker.containerd.port import (
+    GC_ROOT_LABEL,
+    Container,
+    Mount,
+    NotFound,
+    Packed,
+    RestorePaths,
+    RuntimeProblem,
+    Stdio,
+    TaskStatus,
+)
+from node_worker.dump import restore_failure
+from node_worker.faults import Refused
+from node_worker.gpu import group, obstacles, pairing
+from node_worker.gpu.port import GpuState
+from node_worker.holding import refuse
+from node_worker.resumed import renamed_streams, resumed_spec
+from node_worker.surroundings import numbered_outside
+from node_worker.tasks_of import ALIVE, Tasks
+from node_worker.threads import in_thread
+from schemas import reasons
+from schemas.base import Record
+from schemas.gpus import GpuProcess
+from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
+from schemas.messages import Job, Restored
+from schemas.orders import RestoreOrder
+
+JOB_LABEL: Final = "kybernate.io/restored-by"
+"""Tells the record that a job made from the one that was there before."""
+SPEC_TYPE: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+
+class RestoreNotes(Record, frozen=True, kw_only=True):
+    before: Container | None = None
+    """The record that was there."""
+    snapshotter: str = ""
+    pid: int = 0
+    gpu_processes: tuple[GpuProcess, ...] = ()
+    pairs: dict[str, str] = {}
+
+
+class RestoreActor(StepActor[RestoreNotes]):
+    def __init__(self, means: Means, job: Job, order: RestoreOrder) -> None:
+        self._means = means
+        self._runtime = means.runtime
+        self._job = job
+        self._order = order
+        self._space = order.target.namespace
+        self._id = order.target.container
+        self._key = f"kybernate-{job.id}"
+        self._work = means.settings.work(job.id)
+        self._scratch = str(uuid.uuid5(uuid.NAMESPACE_OID, job.id))  # not shared with other jobs
+        self._tasks = Tasks(means.runtime, order.target)
+        self._folder = Path()
+        self._images = Path()
+        self._manifest: Manifest
+        self._mounts: tuple[Mount, ...] = ()
+        self._verifying: asyncio.Task[None] | None = None
+        super().__init__(
+            RestoreNotes,
+            (
+                Step(name="resolve", do=self._resolve, undo=self._unresolve),
+                Step(name="fit", do=self._fit),
+                Step(name="snapshot", do=self._snapshot, undo=self._remove_snapshot),
+                Step(name="container", do=self._container, undo=self._put_record_back),
+                Step(name="create", do=self._create, undo=self._delete_task),
+                Step(name="verify", do=self._verify),
+                Step(name="start", do=self._start, undo=self._delete_task),
+                Step(name="gpu", do=self._bring_gpu_back),
+                Step(name="settle", do=self._settle),
+            ),
+            commit="gpu",
+        )
+
+    async def landed(self, notes: RestoreNotes) -> bool:
+        task = await self._tasks.found()
+        if not notes.pid or task is None or task.pid != notes.pid:
+            return False
+        states = [await self._means.gpu.state(one.pid) for one in notes.gpu_processes]
+        gpu_is_back = all(state is GpuState.RUNNING for state in states)
+        return task.status is TaskStatus.RUNNING and gpu_is_back
+
+    async def result(self, notes: RestoreNotes) -> Restored:
+        return Restored(target=self._order.target, pid=notes.pid, checkpoint=self._order.checkpoint)
+
+    # looking
+
+    async def _resolve(self, _: RestoreNotes) -> RestoreNotes:
+        self._folder = await in_thread(self._means.store.folder, self._order.checkpoint)
+        self._manifest = await in_thread(read_manifest, self._folder)
+        if self._manifest.id != self._order.checkpoint:
+            raise Damaged(Damage.OTHER_CHECKPOINT, self._folder.name)
+        self._verifying = asyncio.create_task(in_thread(verify, self._folder, self._manifest))
+        before, task = await asyncio.gather(self._tasks.container(), self._tasks.found())
+        if task is not None and task.status in ALIVE:
+            raise Refused(
+                reasons.ALREADY_RUNNING,
+                f"container {self._id} is {task.status}",
+                advice="End it first, or restore under another name (--name).",
+            )
+        if before is not None and self._order.target != self._manifest.target:
+            raise Refused(
+                reasons.ALREADY_EXISTS,
+                f"there is another container {self._id} already",
+                advice="Choose another name (--name), or delete that container.",
+            )
+        return RestoreNotes(before=before, snapshotter=self._manifest.container.snapshotter)
+
+    async def _unresolve(self, _: RestoreNotes) -> None:
+        """Nothing reads the checkpoint any more."""
+        if self._verifying is not None:
+            await tasks.end(self._verifying)
+            if not self._verifying.cancelled():
+                self._verifying.exception()  # the failure that is told is another step's
+        await in_thread(self._clear_folders)
+
+    async def _fit(self, notes: RestoreNotes) -> RestoreNotes:
+        host.check_fits(self._manifest.host, self._means.host)
+        await self._check_image()
+        if not self._manifest.gpu_processes:
+            return notes
+        now = await self._means.gpu.facts()
+        pairs = pairing.pair(
+            self._manifest.gpus,
+            now,
+            processes=self._manifest.gpu_processes,
+            wanted=self._order.gpu_map,
+        )
+        refuse(obstacles.restore_obstacles(self._manifest.gpus, now, pairs))
+        return msgspec.structs.replace(notes, pairs=pairs)
+
+    async def _check_image(self) -> None:
+        record = self._manifest.container
+        if not record.parent_snapshot:
+            return
+        try:
+            await self._runtime.snapshot(self._space, record.snapshotter, record.parent_snapshot)
+        except NotFound as error:
+            raise Refused(
+                reasons.IMAGE_MISSING,
+                f"the image {record.image or '(unnamed)'} of the checkpoint is not unpacked in "
+                f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
+                advice="Pull the image on this node (into that namespace), then try again.",
+            ) from error
+
+    # making
+
+    async def _snapshot(self, _: RestoreNotes) -> None:
+        record = self._manifest.container
+        self._mounts = await self._runtime.prepare_snapshot(
+            self._space,
+            record.snapshotter,
+            self._key,
+            record.parent_snapshot,
+            {GC_ROOT_LABEL: self._job.id},
+        )
+        self._images = await in_thread(self._prepare_images)
+        await rootfs.apply(self._mounts, self._folder / ROOTFS_FILE)
+
+    def _prepare_images(self) -> Path:
+        """The images, as a copy with closed connections where peers outside would be missed."""
+        self._clear_folders()
+        self._work.mkdir(mode=0o700, parents=True)
+        images = self._folder / IMAGES_FOLDER
+        if not criu_images.outside_connections(images):
+            return images
+        copy = self._means.store.scratch(self._job.id) / IMAGES_FOLDER
+        criu_images.copy_closed(images, copy)
+        return copy
+
+    async def _remove_snapshot(self, notes: RestoreNotes) -> None:
+        await self._runtime.remove_snapshot(self._space, notes.snapshotter, self._key)
+
+    async def _container(self, notes: RestoreNotes) -> None:
+        made = self._made_from(notes.before)
+        if notes.before is None:
+            await self._runtime.create_container(self._space, made)
+        else:
+            await self._runtime.replace_container(self._space, made)
+
+    def _made_from(self, before: Container | None) -> Container:
+        record = self._manifest.container
+        own = Packed(type_url=record.runtime_options_type, value=record.runtime_options)
+        labels = before.labels if before else record.labels
+        type_url = before.spec.type_url if before else SPEC_TYPE
+        was = self._manifest.target.container
+        return Container(
+            id=self._id,
+            spec=resumed_spec(
+                Packed(type_url=type_url, value=record.spec),
+                self._means.settings.criu_configs,
+                was=was,
+                now=self._id,
+            ),
+            image=record.image,
+            labels={**labels, JOB_LABEL: self._job.id},
+            snapshotter=record.snapshotter,
+            snapshot_key=self._key,
+            runtime=record.runtime,
+            runtime_options=own if own.type_url else None,
+            sandbox=before.sandbox if before else "",
+        )
+
+    async def _put_record_back(self, notes: RestoreNotes) -> None:
+        """Only of a record that this job has written: another one is somebody else's."""
+        now = await self._tasks.container()
+        if now is None or now.labels.get(JOB_LABEL) != self._job.id:
+            return
+        if notes.before is None:
+            await self._runtime.delete_container(self._space, self._id)
+        else:
+            await self._runtime.replace_container(self._space, notes.before)
+
+    async def _create(self, _: RestoreNotes) -> None:
+        await self._tasks.end()  # an ended one, or there would have been no way here
+        streams = renamed_streams(
+            self._manifest.container.streams, self._manifest.target.container, self._id
+        )
+        await self._runtime.create_task(
+            self._space,
+            self._id,
+            mounts=self._mounts,
+            stdio=Stdio(stdout=streams.stdout, stderr=streams.stderr),
+            restore=RestorePaths(image_path=str(self._images), work_path=str(self._work)),
+        )
+
+    async def _delete_task(self, _: RestoreNotes) -> None:
+        """A CRIU that outlived containerd must not go on making processes."""
+        await criu_process.end_in(self._work)
+        now = await self._tasks.container()
+        if now is not None and now.labels.get(JOB_LABEL) == self._job.id:
+            await self._tasks.end()
+
+    async def _verify(self, _: RestoreNotes) -> None:
+        if self._verifying is not None:
+            await self._verifying
+
+    async def _start(self, notes: RestoreNotes) -> RestoreNotes:
+        try:
+            pid = await self._runtime.start_task(self._space, self._id)
+        except RuntimeProblem as error:
+            raise await restore_failure(error, self._work) from error
+        wanted = self._manifest.gpu_processes
+        seen = await in_thread(self._means.look, await self._tasks.pids()) if wanted else None
+        return msgspec.structs.replace(
+            notes,
+            pid=pid,
+            gpu_processes=numbered_outside(wanted, seen.processes) if seen else (),
+        )
+
+    async def _bring_gpu_back(self, notes: RestoreNotes) -> None:
+        wanted, found = self._manifest.gpu_processes, notes.gpu_processes
+        if len(found) < len(wanted):
+            raise Refused(
+                reasons.RESTORE_FAILED,
+                f"of {len(wanted)} processes with GPU memory only {len(found)} are there again",
+                advice="See the container's own output for why a process has ended.",
+            )
+        pids = [process.pid for process in found]
+        if pids:
+            await group.restore_all(self._means.gpu, pids, notes.pairs or None)
+            await group.unlock_all(self._means.gpu, pids)
+
+    # clearing away
+
+    async def _settle(self, notes: RestoreNotes) -> None:
+        if (old := notes.before) is not None and old.snapshot_key not in {"", self._key}:
+            await self._runtime.remove_snapshot(self._space, old.snapshotter, old.snapshot_key)
+        await in_thread(self._clear_folders)
+
+    def _clear_folders(self) -> None:
+        self._means.store.discard_scratch(self._job.id)
+        shutil.rmtree(self._work, ignore_errors=True)

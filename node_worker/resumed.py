@@ -1,0 +1,97 @@
+"""The spec of a restored container: the one it had, prepared for CRIU. Pure but for one file.
+
+runc passes CRIU few options by itself; the rest stands in a file that the annotation
+`org.criu.config` names. The files are named after their content, so that containers share them
+and none ever changes under one.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from node_worker import loopback
+from node_worker.containerd.port import Packed
+from schemas.manifest import Streams
+
+CRIU_CONFIG: Final = "org.criu.config"
+LOOPBACK: Final = "kybernate.io/loopback"
+"""Annotation; "own" says that the spec itself sees to it that loopback is up."""
+NEEDED: Final = ("tcp-established", "file-locks", "network-lock skip")
+
+
+def resumed_spec(spec: Packed, configs: Path, *, was: str, now: str) -> Packed:
+    """The spec with CRIU's options, a loopback that is up before CRIU restores sockets, and, for
+    a container of another name, a cgroup of its own.
+    """
+    value: dict[str, Any] = msgspec.json.decode(spec.value, type=dict[str, Any])
+    annotations = dict(value.get("annotations") or {})
+    config = _config(annotations.get(CRIU_CONFIG, ""))
+    annotations[CRIU_CONFIG] = str(_kept(config, configs))
+    value["annotations"] = annotations
+    if was != now and isinstance(value.get("linux"), dict):
+        value["linux"]["cgroupsPath"] = _renamed(value["linux"].get("cgroupsPath", ""), was, now)
+    if _has_network_of_its_own(value) and annotations.get(LOOPBACK) != "own":
+        value["hooks"] = _with_loopback(value.get("hooks") or {})
+    return Packed(type_url=spec.type_url, value=msgspec.json.encode(value))
+
+
+def renamed_streams(streams: Streams, was: str, now: str) -> Streams:
+    """Where the output goes on: a file stays the same file, or becomes one of the new name.
+
+    A FIFO is somebody's who read from it; where it is gone, the output goes nowhere.
+    """
+    return Streams(
+        stdout=_stream(streams.stdout, was, now), stderr=_stream(streams.stderr, was, now)
+    )
+
+
+def _stream(stream: str, was: str, now: str) -> str:
+    if "://" not in stream:
+        return stream if stream and Path(stream).exists() else ""
+    folder, slash, file = stream.rpartition("/")
+    return f"{folder}{slash}{_renamed(file, was, now)}" if was != now else stream
+
+
+def _renamed(text: str, was: str, now: str) -> str:
+    """The last mention of the old name replaced; without one, the new name at the end."""
+    if not text:
+        return text
+    before, found, after = text.rpartition(was)
+    return f"{before}{now}{after}" if found else f"{text}-{now}"
+
+
+def _config(named: str) -> str:
+    """What the container's own option file says, and what a restore needs besides."""
+    path = Path(named)
+    own = path.read_text().splitlines() if named and path.is_file() else []
+    missing = [line for line in NEEDED if line.split()[0] not in {_option(one) for one in own}]
+    return "".join(f"{line}\n" for line in (*own, *missing))
+
+
+def _option(line: str) -> str:
+    return line.split(maxsplit=1)[0] if line.split() else ""
+
+
+def _kept(config: str, configs: Path) -> Path:
+    digest = hashlib.blake2s(config.encode(), digest_size=8).hexdigest()
+    path = configs / f"{digest}.conf"
+    if not path.exists():
+        configs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_suffix(".new")
+        draft.write_text(config)
+        draft.replace(path)
+    return path
+
+
+def _has_network_of_its_own(spec: dict[str, Any]) -> bool:
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return any(one.get("type") == "network" and not one.get("path") for one in namespaces)
+
+
+def _with_loopback(hooks: dict[str, Any]) -> dict[str, Any]:
+    ours = {"path": sys.executable, "args": [sys.executable, "-I", "-S", loopback.__file__]}
+    others = [one for one in hooks.get("createRuntime") or [] if one.get("args") != ours["args"]]
+    return {**hooks, "createRuntime": [*others, ours]}

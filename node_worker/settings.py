@@ -1,0 +1,47 @@
+"""The worker's settings: which node it serves, and where on the host it works."""
+
+from pathlib import Path
+
+import msgspec
+
+from kybernate.bus import BusSettings
+from node_worker.gpu.helper import CUDA_DRIVER
+
+DEFAULT_STATE = Path("/var/lib/kybernate")
+DEFAULT_CONTAINERD = Path("/run/containerd/containerd.sock")
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    """The name that jobs are addressed to."""
+    state: Path = DEFAULT_STATE
+    """The worker's own folder: ledger, lock, logs of CRIU."""
+    checkpoints: Path | None = None
+    """Where checkpoints lie; default: `checkpoints` in the state folder."""
+    containerd: Path = DEFAULT_CONTAINERD
+    """containerd's socket."""
+    bus: BusSettings = BusSettings()
+    gpu_driver: str = CUDA_DRIVER
+    """The module whose driver the GPU helper opens, and its argument: for simulated GPUs."""
+    gpu_argument: str = ""
+
+    @property
+    def store(self) -> Path:
+        return self.checkpoints or self.state / "checkpoints"
+
+    @property
+    def ledger(self) -> Path:
+        return self.state / "ledger.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "worker.lock"
+
+    def work(self, job: str) -> Path:
+        """Where CRIU writes its log during one job."""
+        return self.state / "work" / job
+
+    @property
+    def criu_configs(self) -> Path:
+        """Option files that runc reads for restored containers; they live as long as those."""
+        return self.state / "criu"
