@@ -77,11 +77,14 @@ class FakeWorker:
         *,
         seconds: float = 0.0,
         fails: Callable[[Job], Failure | None] = lambda _job: None,
+        repeats: int = 1,
     ) -> None:
+        """`repeats`: how often each event is published, as if confirmations got lost."""
         self._bus = bus
         self._node = node
         self._seconds = seconds
         self._fails = fails
+        self._repeats = repeats
         self._terminal: dict[str, JobEvent] = {}
         self._cancelled: set[str] = set()
         self.done: list[str] = []
@@ -137,11 +140,7 @@ class FakeWorker:
         if known is None:
             known = await self._done(job)
             self._terminal[job.id] = known
-            dedupe = f"{job.id}.{known.sequence}"
-        else:
-            dedupe = str(uuid.uuid4())
-        subject = event_subject(job.node, known.kind)
-        await self._bus.publish(subject, known, dedupe=dedupe)
+        await self._publish(known)
 
     async def _done(self, job: Job) -> JobEvent:
         numbers = itertools.count()
@@ -167,9 +166,12 @@ class FakeWorker:
         step: str = "",
         seconds: float | None = None,
     ) -> None:
-        event = _event(job, sequence, kind, step=step, seconds=seconds)
-        dedupe = f"{job.id}.{sequence}"
-        await self._bus.publish(event_subject(job.node, kind), event, dedupe=dedupe)
+        await self._publish(_event(job, sequence, kind, step=step, seconds=seconds))
+
+    async def _publish(self, event: JobEvent) -> None:
+        subject = event_subject(event.node, event.kind)
+        for _ in range(self._repeats):
+            await self._bus.publish(subject, event, dedupe=str(uuid.uuid4()))
 
 
 def _event(
