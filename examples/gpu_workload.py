@@ -62,7 +62,7 @@ def fill(size: int) -> list[Any]:
     for start in range(0, size, BLOCK):
         words = min(BLOCK, size - start) // WORD
         device = f"cuda:{next(devices)}"
-        blocks.append(torch.randint(-(1 << 62), 1 << 62, (words,), device=device))
+        blocks.append(torch.randint(-(1 << 61), 1 << 61, (words,), device=device))
     return blocks
 
 

@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from node_worker.gpu.client import HelperGpu, open_gpu
 from node_worker.gpu.helper import HelperSettings
 from tests.support import simulated_gpu
 from tests.support.simulated_gpu import MARK, SimulatedGpus
 
+W = TypeVar("W", bound="SimulatedWorld")
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 PATIENCE = 120.0
@@ -114,11 +116,16 @@ class RealWorld(SimulatedWorld):
         return HelperSettings(state=self._folder, call_timeout=call_timeout, lock_grace=lock_grace)
 
     async def workload(self, *_gpus: int) -> Workload:
+        return await self.run("cuda_workload.py", str(self.memory))
+
+    async def run(self, script: str, *arguments: str) -> Workload:
+        """Start one of the scripts beside this file; it gets a folder of its own to report in."""
         home = Path(tempfile.mkdtemp(dir=self._folder))
-        script = Path(__file__).with_name("cuda_workload.py")
-        process = await self._start(sys.executable, str(script), str(home), str(self.memory))
+        path = Path(__file__).with_name(script)
+        process = await self._start(sys.executable, str(path), str(home), *arguments)
         work = CudaWorkload(process, home)
-        await until(lambda: work.progress()[0], "the workload counts")
+        await until(lambda: work.progress()[0] or process.returncode is not None, "it counts")
+        assert process.returncode is None, f"{script} {arguments} ended with {process.returncode}"
         return work
 
 
@@ -129,7 +136,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(kind: type[SimulatedWorld], folder: Path) -> AsyncIterator[SimulatedWorld]:
+async def opened(kind: type[W], folder: Path) -> AsyncIterator[W]:
     """The world with its helper; all its processes end with it."""
     world = kind(folder)
     async with world._stack, open_gpu(world.settings()) as world.gpu:
