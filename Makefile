@@ -35,7 +35,7 @@ format: venv  ## Format, and mend what ruff can mend
 
 gpu-test:  ## Run the tests that need a GPU with PYTHON (root)
 	@[[ "$(PYTHON)" != .venv/bin/python ]] || scripts/setup.sh
-	@$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+	@$(PYTHON) -m pytest -m gpu tests/gpu tests/contract/test_gpu.py $(ARGS)
 
 bench-overhead: setup  ## What Kybernate adds to containerd's own checkpoint and restore
 	@$(PYTHON) -m bench.overhead $(ARGS)

@@ -51,5 +51,7 @@ cmp -s .gpu/.recipe "$home/.recipe" || unpack
 export PYTHON=$python
 export KYBERNATE_STACK=$home/stack
 export PYTHONPATH=$PWD:$home/site${PYTHONPATH:+:$PYTHONPATH}
+# Of pytest's plugins only the bundle's: the machine's own ones are not what the tests were written for.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTEST_PLUGINS=pytest_asyncio.plugin,pytest_timeout,_hypothesis_pytestplugin
 export PATH=$home/site/bin:$PATH:$home/stack/tools/bin
 exec "$@"
