@@ -77,6 +77,7 @@ if [[ $part == venv ]]; then
     venv_ready || locked_make_venv
     exit
 fi
+[[ -n $(command -v openssl) ]] || scripts/apt-install.sh openssl  # tests make certificates with it
 scripts/stack.sh & stack=$!
 venv_ready || locked_make_venv
 wait "$stack" || fail "the runtime stack is not ready (see above); 'make check' works without it"

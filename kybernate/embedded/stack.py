@@ -1,7 +1,7 @@
 """Where the container stack is that `scripts/stack.sh` installs: containerd, runc, CRIU, busybox.
 
-<stack>/bin/runc criu busybox
-<stack>/containerd-<line>/containerd containerd-shim-runc-v2 …      (line: 1.6, 1.7, 2)
+<stack>/runc/bin/runc   <stack>/criu/bin/criu   <stack>/busybox/bin/busybox
+<stack>/containerd-<line>/bin/containerd containerd-shim-runc-v2 ctr      (line: 1.6, 1.7, 2)
 """
 
 import os
