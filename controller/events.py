@@ -1,7 +1,8 @@
 """Takes in what the nodes report: decode, fold into the action, act, acknowledge.
 
-All controllers share one durable consumer. A batch is folded action by action, one write each. An
-event is acknowledged only when it was folded; one that cannot be decoded is ended.
+All controllers share one durable consumer. What arrives is folded action by action, one write for
+all events at hand: reports of steps wait a moment for more of them, the end of a job never waits.
+An event is acknowledged only when it was folded; one that cannot be decoded is ended.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from kybernate import telemetry
 from kybernate.bus.port import Bus, BusProblem, Delivery
 from kybernate.tasks import for_ever, jittered
 from schemas.base import Undecodable, decode
-from schemas.messages import JobEvent
+from schemas.messages import TERMINAL_EVENTS, JobEvent
 
 BATCH: Final = 256
 WAIT_SECONDS: Final = 4.0
-FETCHERS: Final = 2
-"""While one folds a batch, another fetches the next."""
+LINGER_SECONDS: Final = 0.025
+"""How long the report of a step waits for more."""
 LOST_AFTER_TIMES: Final = 4
 """Handed out so often without its action in sight, an event belongs to a lost one."""
 LATER_SECONDS: Final = 1.0
@@ -41,25 +42,46 @@ class Events:
     def __init__(self, bus: Bus, engine: Engine) -> None:
         self._bus = bus
         self._engine = engine
+        self._held: dict[str, list[Received]] = {}
 
     async def run(self) -> None:
+        """Fetch one batch after the other, whatever still becomes of the ones before.
+
+        The consumer's limit of unacknowledged events limits what is under way.
+        """
         async with asyncio.TaskGroup() as tasks:
-            for number in range(FETCHERS):
-                name = f"taking in events ({number})"
-                tasks.create_task(for_ever(self.take_batch, name=name, longest=5.0))
+
+            async def fetch_and_fold() -> None:
+                for action in await self._hold_batch(WAIT_SECONDS):
+                    tasks.create_task(self._settle(action))
+
+            await for_ever(fetch_and_fold, name="taking in events", longest=5.0)
 
     async def take_batch(self, *, wait: float = WAIT_SECONDS) -> int:
-        """Fold what is there, or what comes within `wait` seconds; how much it was."""
+        """Fold what is there, or what comes within `wait` seconds; of how many actions it was."""
+        actions = await self._hold_batch(wait)
+        await asyncio.gather(*map(self._settle, actions))
+        return len(actions)
+
+    async def _hold_batch(self, wait: float) -> set[str]:
+        """The actions that the batch is about; their events are held until they settle."""
         queue = self._bus.events()
         deliveries = await repaired(self._bus, lambda: queue.fetch(BATCH, wait=wait))
-        by_action: dict[str, list[Received]] = {}
+        actions = set()
         for delivery in deliveries:
             event = await _decoded(delivery)
             if event is not None:
                 received = Received(event=event, delivery=delivery)
-                by_action.setdefault(event.action, []).append(received)
-        await asyncio.gather(*(self._fold(*item) for item in by_action.items()))
-        return len(deliveries)
+                self._held.setdefault(event.action, []).append(received)
+                actions.add(event.action)
+        return actions
+
+    async def _settle(self, action: str) -> None:
+        if not any(one.event.kind in TERMINAL_EVENTS for one in self._held.get(action, ())):
+            await asyncio.sleep(LINGER_SECONDS)
+        batch = self._held.pop(action, None)
+        if batch is not None:
+            await self._fold(action, batch)
 
     async def _fold(self, action: str, batch: Sequence[Received]) -> None:
         try:
