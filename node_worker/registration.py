@@ -15,6 +15,7 @@ from node_worker.actors import Means
 from node_worker.containerd.port import RuntimeProblem
 from node_worker.facts import Sleeper, facts_of
 from node_worker.gpu import host as gpu_host
+from node_worker.gpu.drawbacks import drawbacks
 from node_worker.gpu.port import GpuProblem
 from node_worker.jobs import Jobs
 from node_worker.threads import in_thread
@@ -127,6 +128,7 @@ class Registration:
 
     async def _gpus(self, warnings: list[NodeWarning]) -> tuple[GpuFacts, ...]:
         try:
+            warnings += await drawbacks(self._means.gpu)
             return await self._means.gpu.facts()
         except GpuProblem as error:
             warnings.append(NodeWarning(reason=error.reason, message=str(error)))

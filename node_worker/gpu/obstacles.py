@@ -27,8 +27,7 @@ def checkpoint_obstacles(evidence: Evidence, *, independent: bool) -> tuple[Fail
     if not evidence.processes:
         return ()
     return (
-        *_driver(evidence.gpus, CHECKPOINT_DRIVER, "checkpoint a process"),
-        *_mig(evidence.gpus),
+        *node_obstacles(evidence.gpus),
         *_states(evidence.states),
         *_managed(evidence.managed),
         *_shared(evidence, independent=independent),
@@ -49,6 +48,11 @@ def restore_obstacles(
         *_same_driver(then, now),
         *_mig(now),
     )
+
+
+def node_obstacles(gpus: Sequence[GpuFacts]) -> tuple[Failure, ...]:
+    """Why none of the node's GPU processes can be checkpointed, whatever they do."""
+    return (*_driver(gpus, CHECKPOINT_DRIVER, "checkpoint a process"), *_mig(gpus))
 
 
 def vram_bytes(evidence: Evidence) -> int:
