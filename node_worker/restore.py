@@ -11,6 +11,7 @@ is the job's own, because containerd's clean-up after a failed restore can empty
 """
 
 import asyncio
+import contextlib
 import shutil
 import uuid
 from pathlib import Path
@@ -36,6 +37,7 @@ from node_worker.containerd.port import (
 from node_worker.dump import restore_failure
 from node_worker.faults import Refused
 from node_worker.gpu import group, obstacles, pairing
+from node_worker.gpu.hugepages import huge_pages
 from node_worker.gpu.port import GpuState
 from node_worker.holding import refuse
 from node_worker.resumed import renamed_streams, resumed_spec
@@ -260,11 +262,13 @@ class RestoreActor(StepActor[RestoreNotes]):
             await self._verifying
 
     async def _start(self, notes: RestoreNotes) -> RestoreNotes:
+        wanted = self._manifest.gpu_processes
         try:
-            pid = await self._runtime.start_task(self._space, self._id)
+            # CRIU touches the memory first from which the driver will read.
+            async with huge_pages() if wanted else contextlib.nullcontext():
+                pid = await self._runtime.start_task(self._space, self._id)
         except RuntimeProblem as error:
             raise await restore_failure(error, self._work) from error
-        wanted = self._manifest.gpu_processes
         seen = await in_thread(self._means.look, await self._tasks.pids()) if wanted else None
         return msgspec.structs.replace(
             notes,
