@@ -90,19 +90,25 @@ class Link:
                 async with self._connection(next(servers)) as client:
                     failures = 0
                     await self._watch(client)
-                self._note(BusUnavailable("the connection to NATS was lost"))
+                await self._note(BusUnavailable("NATS has ended the connection"))
             except (OSError, TimeoutError, nats.errors.Error, BusProblem) as error:
                 failures += 1
-                self._note(_problem_of(error))
+                await self._note(_problem_of(error))
             await asyncio.sleep(backoff(failures, first=0.1, longest=_LONGEST_PAUSE_SECONDS))
 
     async def ready(self) -> None:
-        """Return once connected; raise what is in the way after the usual time."""
+        """Return once connected; raise what is in the way, after the usual time or when told."""
         try:
             async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self.connected)
+                await self._changed.wait_for(lambda: self.connected or self._refused)
         except TimeoutError:
-            raise self._fresh_problem() from None
+            raise _fresh(self._problem) from None
+        if not self.connected:
+            raise _fresh(self._problem)
+
+    @property
+    def _refused(self) -> bool:
+        return isinstance(self._problem, NotPermitted)
 
     async def send(
         self,
@@ -117,7 +123,7 @@ class Link:
             await self.ready()
         client = self._client
         if client is None:
-            raise self._fresh_problem()
+            raise _fresh(self._problem)
         try:
             await client.publish(subject, payload, reply, headers)
         except nats.errors.MaxPayloadError as error:
@@ -178,12 +184,12 @@ class Link:
         """The server tells a refusal before it answers the flush."""
         client = self._client
         if client is None:
-            raise self._fresh_problem()
+            raise _fresh(self._problem)
         with self.waiting(listener.subject, OPERATION_TIMEOUT_SECONDS) as refused:
             try:
                 if listener.subscription is None:
                     await _subscribe(client, listener)
-                await client.flush(int(OPERATION_TIMEOUT_SECONDS))
+                await _flush(client)
             except nats.errors.Error as error:
                 raise BusUnavailable(f"cannot listen to {listener.subject}: {error}") from error
             if refused.done():
@@ -220,13 +226,14 @@ class Link:
         )
         for listener in tuple(self._listeners):
             await _subscribe(client, listener)
-        await client.flush()
+        await _flush(client)
 
     async def _use(self, client: Client) -> None:
         if self._inbox_refused:
             raise self._inbox_refused
         async with self._changed:
             self._client = client
+            self._problem = BusUnavailable("the connection to NATS was lost")
             self._changed.notify_all()
         log.info("connected to NATS as %s", self._name)
 
@@ -235,15 +242,15 @@ class Link:
         while client.is_connected:  # noqa: ASYNC110 - its own word comes late or never
             await asyncio.sleep(_WATCH_SECONDS)
 
-    def _note(self, problem: BusProblem) -> None:
+    async def _note(self, problem: BusProblem) -> None:
         """Remember what is wrong and tell it to everybody who waits."""
-        log.warning("%s", problem)
-        self._problem = problem
+        repeated = str(problem) == str(self._problem)
+        log.log(logging.DEBUG if repeated else logging.WARNING, "%s", problem)
         for answered in self._waiting:
             _fail(answered, problem)
-
-    def _fresh_problem(self) -> BusProblem:
-        return _fresh(self._problem)
+        async with self._changed:
+            self._problem = problem
+            self._changed.notify_all()
 
     async def _on_error(self, error: Exception) -> None:
         violation = _VIOLATION.search(str(error))
@@ -252,7 +259,7 @@ class Link:
             return
         subject = violation[1]
         problem = NotPermitted(f"NATS refuses {subject} to {self._name}: see deploy/nats/")
-        log.warning("%s", problem)
+        log.debug("%s", problem)
         if subject.lower().startswith(self.inbox.lower()):
             self._inbox_refused = problem
         for answered, wanted in self._waiting.items():
@@ -270,6 +277,12 @@ async def _subscribe(client: Client, listener: Listener) -> None:
         listener.handler(message)
 
     listener.subscription = await client.subscribe(listener.subject, cb=deliver)
+
+
+async def _flush(client: Client) -> None:
+    """The server has seen all that was sent: nats-py's first ping may overtake what waits here."""
+    for _ in range(2):
+        await client.flush(int(OPERATION_TIMEOUT_SECONDS))
 
 
 async def _unsubscribe(listener: Listener) -> None:
@@ -299,6 +312,8 @@ def _problem_of(error: Exception) -> BusProblem:
     if isinstance(error, BusProblem):
         return error
     said = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NotPermitted(f"the certificate of NATS is not to be trusted: {said}")
     if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
         return NotPermitted(f"NATS refuses these credentials: {said}")
     return BusUnavailable(f"NATS cannot be reached: {said}")

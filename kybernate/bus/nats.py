@@ -30,6 +30,7 @@ class NatsBus:
         self._link = link
         self._lifetime = lifetime
         self._ack_wait = ack_wait
+        self._queues: dict[tuple[str, str], NatsQueue] = {}
 
     @property
     def connected(self) -> bool:
@@ -67,7 +68,11 @@ class NatsBus:
         return NatsTable(self._link, bucket, of)
 
     def _queue(self, stream: str, consumer: str) -> NatsQueue:
-        return NatsQueue(self._link, self._lifetime, stream=stream, consumer=consumer)
+        """One for each consumer, as each keeps a subscription."""
+        if (stream, consumer) not in self._queues:
+            queue = NatsQueue(self._link, self._lifetime, stream=stream, consumer=consumer)
+            self._queues[stream, consumer] = queue
+        return self._queues[stream, consumer]
 
 
 async def _each(heard: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
