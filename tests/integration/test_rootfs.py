@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from node_worker.containerd.port import Mount
 from node_worker.rootfs import RootfsFailed, apply, capture, writable_layer
 from schemas import reasons
+from tests.support.mounts import mounted
 
 NAMES = ("a", "b", "dir", "dir/c", "dir/sub", "dir/sub/d", "e\n\udcff", "etc", "etc/passwd")
 
@@ -44,12 +44,8 @@ class Layers:
         (mount,) = self.mounts(name)
         merged = self.root / name / "merged"
         merged.mkdir(exist_ok=True)
-        arguments = ["mount", "-t", "overlay", "overlay", "-o", ",".join(mount.options)]
-        subprocess.run([*arguments, str(merged)], check=True)
-        try:
+        with mounted(merged, "-t", "overlay", "overlay", "-o", ",".join(mount.options)):
             yield merged
-        finally:
-            subprocess.run(["umount", str(merged)], check=True)
 
 
 def fill_lower(lower: Path) -> None:
@@ -341,13 +337,10 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     small.mkdir()
     (tmp_path / "old").mkdir()
     (tmp_path / "old/large").write_bytes(os.urandom(4 * 1024 * 1024))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
-    try:
+    with mounted(small, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         with pytest.raises(RootfsFailed) as caught:
             asyncio.run(capture((bind(tmp_path / "old"),), small / "rootfs.tar"))
         assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
     assert caught.value.reason == reasons.DISK_FULL
 
 
