@@ -48,7 +48,7 @@ LAST_WORDS_SECONDS: Final = 5.0
 async def run(settings: WorkerSettings, *, serving_now: Callable[[], None] | None = None) -> None:
     """Serve the node until cancelled. `serving_now` is called once jobs are taken."""
     async with (
-        connect(settings.bus, name=f"kybernate-worker {settings.node}") as bus,
+        connect(settings.bus, name=f"kybernate-worker-{settings.node}") as bus,
         serving(settings, bus),
     ):
         if serving_now is not None:

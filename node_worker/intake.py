@@ -58,10 +58,17 @@ class Intake:
             deliveries = await self._queue.fetch(room, wait=FETCH_SECONDS)
         except TopologyMissing:
             log.warning("the queue of node %s is gone; making it again", self._node)
-            await self._bus.ensure_topology()
-            await self._bus.ensure_queue(self._node)
+            await self._make_queue()
             return
         await self._take_in(deliveries)
+
+    async def _make_queue(self) -> None:
+        """A worker's credentials may allow its own queue, and not the streams."""
+        try:
+            await self._bus.ensure_queue(self._node)
+        except TopologyMissing:
+            await self._bus.ensure_topology()
+            await self._bus.ensure_queue(self._node)
 
     async def _take_in(self, deliveries: list[Delivery]) -> None:
         jobs: list[tuple[Delivery, Job]] = []

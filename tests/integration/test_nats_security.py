@@ -110,7 +110,7 @@ async def controller(server: NatsServer, authority: Authority) -> AsyncIterator[
 
 @pytest.fixture
 async def worker(server: NatsServer, authority: Authority, controller: Bus) -> AsyncIterator[Bus]:
-    async with connect(settings(server, authority, "worker"), name=f"worker-{NODE}") as bus:
+    async with connect(settings(server, authority, "worker"), name=f"kybernate-worker-{NODE}") as bus:
         yield bus
 
 
@@ -179,7 +179,7 @@ async def test_an_inbox_under_another_name_is_told_at_once(
     server: NatsServer, authority: Authority
 ) -> None:
     with pytest.raises(NotPermitted, match=r"(?i)_INBOX"):
-        async with connect(settings(server, authority, "worker"), name="worker-other"):
+        async with connect(settings(server, authority, "worker"), name="kybernate-worker-other"):
             pass
 
 

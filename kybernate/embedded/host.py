@@ -1,0 +1,121 @@
+"""The all-in-one: NATS, controller, worker and a private containerd in one folder of one host.
+
+Started in that order and ended in the reverse one, so that the worker can undo what it has not
+finished while everything that it needs still answers. One at a time per folder; what is in the
+folder survives: checkpoints, the ledger, the streams and buckets.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+
+from controller import app as controller_app
+from controller.settings import ControllerSettings
+from kybernate.bus import BusSettings
+from kybernate.bus.nats import connect
+from kybernate.embedded.containerd import PrivateContainerd, private_containerd
+from kybernate.embedded.nats_server import nats_server
+from kybernate.embedded.stack import find_stack
+from node_worker import app as worker_app
+from node_worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
+    folder: Path
+    node: str
+    listen: str = "127.0.0.1:7474"
+    tokens: tuple[str, ...] = ()
+    checkpoints: Path | None = None
+    containerd: Path | None = None
+    """Socket of a containerd that runs already; none: a private one."""
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs now."""
+
+    url: str
+    nats: str
+    containerd: Path
+    daemon: PrivateContainerd | None
+
+
+class AlreadyUp(Exception):
+    """Another all-in-one runs in this folder; stop it, or choose another --state."""
+
+
+async def run(settings: HostSettings) -> None:
+    """Until cancelled."""
+    async with all_in_one(settings) as host:
+        log.info("containerd is at %s", host.containerd)
+        log.info("serving the REST API at %s", host.url)
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def all_in_one(settings: HostSettings) -> AsyncIterator[Host]:
+    """Everything, once the worker takes jobs."""
+    folder = settings.folder
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_alone(folder))
+        nats = await stack.enter_async_context(nats_server(folder / "nats"))
+        daemon, socket = None, settings.containerd
+        if socket is None:
+            private = private_containerd(find_stack(), folder / "containerd")
+            daemon = await stack.enter_async_context(private)
+            socket = daemon.socket
+        bus = BusSettings(servers=(nats.url,))
+        url = await stack.enter_async_context(_controller(settings, bus))
+        await stack.enter_async_context(_worker(settings, bus, socket))
+        yield Host(url=url, nats=nats.url, containerd=socket, daemon=daemon)
+
+
+@contextlib.asynccontextmanager
+async def _controller(settings: HostSettings, bus: BusSettings) -> AsyncIterator[str]:
+    controller = ControllerSettings(listen=settings.listen, tokens=settings.tokens, bus=bus)
+    async with (
+        connect(bus, name="kybernate-controller") as link,
+        controller_app.serving(controller, link) as url,
+    ):
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def _worker(settings: HostSettings, bus: BusSettings, socket: Path) -> AsyncIterator[None]:
+    worker = WorkerSettings(
+        node=settings.node,
+        state=settings.folder / "worker",
+        checkpoints=settings.checkpoints or settings.folder / "checkpoints",
+        containerd=socket,
+        bus=bus,
+    )
+    async with (
+        connect(bus, name=f"kybernate-worker-{settings.node}") as link,
+        worker_app.serving(worker, link),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise AlreadyUp(
+                f"process {lock.read() or 'unknown'} runs in {folder} already; "
+                "stop it, or choose another folder with --state"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
