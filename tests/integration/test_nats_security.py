@@ -130,6 +130,7 @@ async def test_a_worker_does_its_work_with_the_shipped_permissions(
     checkpoints = worker.table(CHECKPOINTS_BUCKET, Note)
     await checkpoints.create("some-id", Note("facts"))
     assert await checkpoints.get("some-id") is not None
+    assert set(await checkpoints.all()) == {"some-id"}
 
 
 async def test_a_worker_hears_cancellations_and_claims_of_its_node(
