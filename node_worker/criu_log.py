@@ -18,7 +18,7 @@ RESTORE_LOG: Final = "restore.log"
 LAST_LINES: Final = 12
 _TAIL_BYTES: Final = 2 * 1024 * 1024
 _ERROR: Final = re.compile(
-    r"^(?:\(\d+\.\d+\)\s+)?(?:\s*\d+:\s+)?Error\s+\([^)]*\):\s*(?P<text>.*)$"
+    r"^(?:\(\d+\.\d+\)\s+)?(?:pie:\s+)?(?:\s*\d+:\s+)?Error\s+\([^)]*\):\s*(?P<text>.*)$"
 )
 
 _NOISE: Final = re.compile(r"Can't setup RLIMIT_NOFILE|(?:Dumping|Restoring) FAILED")
@@ -63,9 +63,9 @@ _KNOWN: Final = (
         "Free memory on the node or raise the container's memory limit.",
     ),
     _Known(
-        r"io_uring",
+        r"io_uring|send_fds failed|Can't retrieve FDs",
         _NOT_POSSIBLE,
-        "a process uses io_uring, which CRIU cannot dump",
+        "a process holds a file that cannot be handed to CRIU, as io_uring's",
         "Turn io_uring off in the program (for libuv and Node.js: UV_USE_IO_URING=0).",
     ),
     _Known(
@@ -109,7 +109,7 @@ _KNOWN: Final = (
         r"Can't dump file \d+ of that type",
         _NOT_POSSIBLE,
         "a process holds a file of a kind that CRIU cannot dump",
-        "See the device or file in the line below; close it before the checkpoint.",
+        "Close it before the checkpoint, or run the program without it.",
     ),
     _Known(
         r"Unsupported mapping found|Can't handle non-regular mapping",
@@ -136,10 +136,10 @@ _KNOWN: Final = (
         "End the tracing (eBPF uprobes) and try again.",
     ),
     _Known(
-        r"already (?:traced|ptraced)|is being traced|Unable to (?:seize|attach|interrupt)"
-        r"|Can't seize|PTRACE_SEIZE|can't be seized",
+        r"already (?:traced|ptraced)|is being traced|PTRACE_SEIZE"
+        r"|Unable to (?:seize|attach|interrupt|detach)",
         _NOT_POSSIBLE,
-        "a process is held by a debugger or a tracer",
+        "a process could not be seized: a debugger or tracer holds it, or it has just ended",
         "End the debugger or tracer and try again.",
     ),
     _Known(
@@ -155,7 +155,8 @@ _KNOWN: Final = (
         "Containers inside the container cannot be checkpointed.",
     ),
     _Known(
-        r"BPF map type|Control messages in queue|PIDFD_THREAD|Unsupported (?:socket|link)",
+        r"BPF map type|Control messages in queue|PIDFD_THREAD|Unsupported (?:socket|link)"
+        r"|Unknown socket|Unsupported proto",
         _NOT_POSSIBLE,
         "a process holds a kernel object that CRIU cannot dump",
         "See the lines below for which.",

@@ -66,6 +66,8 @@ def test_errors_of_a_restored_process_are_read_too() -> None:
          reasons.CANNOT_BE_CHECKPOINTED),
         ("tty: Found slave peer index 3 without correspond master peer",
          reasons.CANNOT_BE_CHECKPOINTED),
+        ("sockets: BUG! Unknown socket collected (family 40)", reasons.CANNOT_BE_CHECKPOINTED),
+        ("Unable to detach from 23729: No such process", reasons.CANNOT_BE_CHECKPOINTED),
         ("PID 12 has uprobes vma. Consider using --allow-uprobes.",
          reasons.CANNOT_BE_CHECKPOINTED),
         ("Unsupported mapping found 00007f0000000000-00007f0000001000",
@@ -87,6 +89,18 @@ def test_known_errors_have_a_reason_and_advice(error: str, reason: str) -> None:
     assert cause.reason == reason
     assert error in cause.message
     assert cause.advice
+
+
+def test_errors_of_criu_s_parasite_are_read_too() -> None:
+    log = """\
+pie: 20757: Error (criu/pie/parasite.c:588): send_fds failed (-22)
+
+(00.128758) Error (criu/parasite-syscall.c:280): Can't retrieve FDs from socket
+"""
+    cause = explain(log, otherwise=reasons.DUMP_FAILED)
+
+    assert cause.reason == reasons.CANNOT_BE_CHECKPOINTED
+    assert "send_fds failed" in cause.message
 
 
 def test_an_unknown_error_is_told_in_criu_s_words() -> None:
