@@ -100,9 +100,14 @@ class Engine:
     async def fold(self, action: str, events: Sequence[JobEvent]) -> Action | None:
         """Take in what a node reports; None for an action that nobody knows."""
         ending = next((event for event in events if event.kind in TERMINAL_EVENTS), None)
-        if ending is None:
+        row = await self._records.at_hand(action) if ending else None
+        if ending is None or row is None:
             return await self._apply_and_act(action, events)
-        with telemetry.span(telemetry.SPAN_EVENT, {"kybernate.event": ending.kind.value}):
+        attributes = {**_attributes(row.value), "kybernate.event": ending.kind.value}
+        with (
+            telemetry.continuing(row.value.traceparent),
+            telemetry.span(telemetry.SPAN_EVENT, attributes),
+        ):
             return await self._apply_and_act(action, events)
 
     async def take_truths(self, events: Sequence[JobEvent]) -> None:

@@ -15,7 +15,6 @@ import msgspec
 
 from controller.engine import Engine
 from controller.topology import repaired
-from kybernate import telemetry
 from kybernate.bus.port import Bus, BusProblem, Delivery
 from kybernate.tasks import for_ever, jittered
 from schemas.base import Undecodable, decode
@@ -85,8 +84,7 @@ class Events:
 
     async def _fold(self, action: str, batch: Sequence[Received]) -> None:
         try:
-            with telemetry.continuing(batch[-1].delivery.headers):
-                await self._fold_or_wait(action, batch)
+            await self._fold_or_wait(action, batch)
         except Exception as error:
             expected = isinstance(error, BusProblem)
             log.warning(

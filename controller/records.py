@@ -1,7 +1,8 @@
 """The records of actions: compare-and-set on the actions bucket, with what was read kept at hand.
 
-What is kept may be old; a write on it is then a Conflict, and leads to a new read. What nobody
-has any more except this process, because somebody wiped the bucket, it writes again.
+What is kept may be old; a write on it is then a Conflict, and leads to a new read. What somebody
+wiped, this process writes again; and what it saw end stays ended, should another controller that
+did not see the end have been faster with that.
 """
 
 import time
@@ -74,13 +75,13 @@ class Records:
     async def reread(self) -> None:
         """Read everything: learn what others do, write again what is lost, remove what is old."""
         rows = await repaired(self._bus, self._table.all)
-        lost = [row for key, row in self._unfinished.items() if key not in rows]
+        for row in [row for key, row in self._unfinished.items() if key not in rows]:
+            await self._write_again(row)
+        for kept in [row for row in self._ended.values() if not self._is_old(row)]:
+            await self._end_again(kept, rows.get(kept.key))
         for row in rows.values():
             self._learn(row)
-        for row in lost:
-            await self._write_again(row)
-        for row in rows.values():
-            if row.value.ended and self._clock() - row.value.updated > ENDED_STORED_SECONDS:
+            if self._is_old(row):
                 await self._table.delete(row.key)
 
     async def follow_changes(self) -> None:
@@ -102,6 +103,16 @@ class Records:
             return lost
         return self._keep(Row(key=action.id, value=action, revision=revision))
 
+    async def _end_again(self, kept: Row[Action], found: Row[Action] | None) -> None:
+        if found is None:
+            await self._write_again(kept)
+        elif not found.value.ended:
+            with suppress(Conflict):  # it has gone on since it was read
+                await self._table.update(kept.key, kept.value, found.revision)
+
+    def _is_old(self, row: Row[Action]) -> bool:
+        return row.value.ended and self._clock() - row.value.updated > ENDED_STORED_SECONDS
+
     def _learn(self, row: Row[Action]) -> None:
         kept = self._kept(row.key)
         if kept is None and row.value.ended:
@@ -118,6 +129,8 @@ class Records:
             self._ended[row.key] = row
             while len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
+        elif row.key in self._ended:
+            return self._ended[row.key]
         else:
             self._unfinished[row.key] = row
         self.watchers.tell(row.value)

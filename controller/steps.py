@@ -29,8 +29,15 @@ def _step_told(step: StepProgress, event: JobEvent) -> StepProgress:
     return StepProgress(
         step=step.step,
         started=started,
-        seconds=step.seconds if event.seconds is None else event.seconds,
+        seconds=_seconds_told(step, event),
         done_bytes=step.done_bytes if event.done_bytes is None else event.done_bytes,
         total_bytes=step.total_bytes if event.total_bytes is None else event.total_bytes,
         note=event.note or step.note,
     )
+
+
+def _seconds_told(step: StepProgress, event: JobEvent) -> float | None:
+    """A second end of a step, with a note, is about its way back: it does not hide the first."""
+    if event.seconds is None or (event.note and step.seconds is not None):
+        return step.seconds
+    return event.seconds

@@ -318,4 +318,5 @@ async def test_it_is_one_trace_from_the_client_to_the_node(asking: Client) -> No
 
         await until(names, lambda found: wanted <= found)
     depths = {span.name: depth for depth, span in collector.timeline(trace_id)}
-    assert depths["command"] < depths["dispatch"] < depths["job"] < depths["event"]
+    assert depths["command"] < depths["request"] < depths["dispatch"] < depths["job"]
+    assert depths["event"] == depths["dispatch"]

@@ -325,6 +325,24 @@ async def test_a_wiped_bucket_is_filled_again_with_what_matters(
     assert await entry_of(broker, ended.id) is not None
 
 
+async def test_what_one_saw_end_stays_ended_though_another_restores_an_older_record(
+    broker: MemoryBroker, clock: Clock, one: Controller, new: Callable[[], Controller]
+) -> None:
+    started = await one.engine.start(action(clock))
+    other = new()
+    await other.sweep()
+    await one.engine.fold(started.id, [event(started, EventKind.COMPLETED)])
+    broker.wipe(ACTIONS_BUCKET)
+    await other.sweep()
+    assert await state_of(broker, started.id) is not ActionState.COMPLETED
+    await one.sweep()
+    assert await state_of(broker, started.id) is ActionState.COMPLETED
+    await other.sweep()
+    known = await other.records.read(started.id)
+    assert known is not None
+    assert known.value.ended
+
+
 async def test_a_write_into_a_wiped_bucket_brings_the_record_back(
     broker: MemoryBroker, clock: Clock, one: Controller
 ) -> None:

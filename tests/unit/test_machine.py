@@ -347,3 +347,14 @@ def test_time_never_runs_backwards_in_a_record() -> None:
 @pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
 def test_nothing_is_due_for_an_ended_action(state: ActionState) -> None:
     assert next_due(action(state)) is None
+
+
+def test_the_way_back_of_a_step_does_not_hide_how_long_it_took() -> None:
+    done = event(EventKind.STEP_DONE, sequence=1, step="dump", seconds=2.0)
+    undone = event(EventKind.STEP_DONE, sequence=2, step="dump", seconds=0.1, note="undone")
+    for told in ([done, undone], [undone, done]):
+        after = action(S.RUNNING)
+        for one in told:
+            after = advance(after, one, CREATED).action
+        [step] = after.steps
+        assert (step.seconds, step.note) == (2.0, "undone")
