@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bench.bare import Bare
+from bench.call_clock import recorded_calls
 from bench.through_kybernate import ThroughKybernate, Went
+from kybernate import tasks
 from kybernate.client import client
 from kybernate.embedded.host import HostSettings, all_in_one
 from kybernate.embedded.oci import Workload
@@ -101,12 +103,13 @@ def step_lines(actions: list[Went]) -> list[str]:
     return [f"  {name:<12} {1000 * median:8.1f} ms" for name, median in medians.items()]
 
 
-async def measure(rounds: int, size: int, folder: Path) -> str:
+async def measure(rounds: int, size: int, folder: Path) -> None:
     settings = HostSettings(folder=folder, node=CONTAINER, listen="127.0.0.1:0")
     async with (
         all_in_one(settings) as host,
         connect(host.containerd) as runtime,
         client([host.url]) as api,
+        recorded_calls() as calls,
     ):
         if host.daemon is None:
             raise AssertionError("without a socket of another, the containerd is a private one")
@@ -115,7 +118,7 @@ async def measure(rounds: int, size: int, folder: Path) -> str:
         running = await workloads.start_container(CONTAINER, workload, python=True)
         await running.wait_for_more()
         bare = Bare(runtime, CONTAINER, running.log, folder / "bare")
-        return await alternate(rounds, running, bare, ThroughKybernate(api, CONTAINER))
+        print(await alternate(rounds, running, bare, ThroughKybernate(api, CONTAINER, calls)))
 
 
 def main() -> None:
@@ -123,8 +126,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--mebibytes", type=int, default=256)
     given = parser.parse_args()
+    size = given.mebibytes * 1024 * 1024
     with tempfile.TemporaryDirectory(prefix="ky-", dir="/tmp") as folder:
-        print(asyncio.run(measure(given.rounds, given.mebibytes * 1024 * 1024, Path(folder))))
+        asyncio.run(tasks.run_until_signalled(measure(given.rounds, size, Path(folder))))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import time
 
 import msgspec
 
+from bench.call_clock import Interval, covered
 from kybernate.client import Client
 from kybernate.embedded.workload import NAMESPACE
 from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed
 from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
 
-LOOKING = frozenset({"resolve", "preflight", "stage", "lock", "fit", "gpu"})
-"""Steps that only look and prepare; all others are containerd's calls, hashing and fsync."""
+BYTES = frozenset({"rootfs", "hash", "seal", "snapshot", "verify"})
+"""Steps that hash, copy or make durable; the others call containerd, or are coordination."""
 
 
 class Went(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,9 +28,10 @@ class ActionFailed(Exception):
 
 
 class ThroughKybernate:
-    def __init__(self, api: Client, id: str) -> None:
+    def __init__(self, api: Client, id: str, calls: list[Interval]) -> None:
         self._api = api
         self._id = id
+        self._calls = calls
         self._checkpoint = ""
 
     async def checkpoint(self) -> Went:
@@ -46,12 +48,22 @@ class ThroughKybernate:
         await self._ask(DeleteRequest(checkpoint=self._checkpoint))
 
     async def _ask(self, request: Request) -> tuple[Action, Went]:
-        began = time.monotonic()
+        self._calls.clear()
+        began = time.time()
         asked = await self._api.request(request)
         action = await self._api.ended(asked.id)
-        seconds = time.monotonic() - began
+        window = began, time.time()
         if action.state is not ActionState.COMPLETED:
             raise ActionFailed(f"{action.kind}: {action.failure}")
+        return action, self._went(action, window)
+
+    def _went(self, action: Action, window: Interval) -> Went:
         steps = {step.step: step.seconds or 0.0 for step in action.steps}
-        work = sum(took for step, took in steps.items() if step not in LOOKING)
-        return action, Went(seconds=seconds, coordination=seconds - work, steps=steps)
+        on_bytes = [
+            (step.started, step.started + steps[step.step])
+            for step in action.steps
+            if step.step in BYTES
+        ]
+        seconds = window[1] - window[0]
+        busy = covered([*self._calls, *on_bytes], window)
+        return Went(seconds=seconds, coordination=seconds - busy, steps=steps)
