@@ -59,19 +59,6 @@ def obstacles(facts: Facts) -> tuple[Failure, ...]:
     return tuple(_all(facts))
 
 
-def refusal(facts: Facts) -> Failure | None:
-    """All obstacles as one failure: the first one's reason, everything's words."""
-    found = obstacles(facts)
-    if not found:
-        return None
-    return Failure(
-        reason=found[0].reason,
-        message="; ".join(one.message for one in found),
-        advice=" ".join(dict.fromkeys(one.advice for one in found)),
-        retriable=all(one.retriable for one in found),
-    )
-
-
 def memory_bytes(facts: Facts) -> int:
     """What CRIU will write of the processes' memory, shared memory counted once."""
     shared = max((process.shared_bytes for process in facts.processes), default=0)

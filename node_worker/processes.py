@@ -92,12 +92,6 @@ def free_memory(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     return min([available * _KIB, *_cgroup_rooms(_cgroups(pid, proc), cgroups)])
 
 
-def peer_is_outside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether the far end lies outside of the container's own loopback."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    return not (mapped or address).is_loopback
-
-
 def _process(folder: Path, pid: int) -> Process | None:
     try:
         status = dict(_STATUS_LINE.findall((folder / "status").read_text(errors="replace")))
@@ -169,8 +163,14 @@ def _connection(columns: list[str]) -> TcpConnection | None:
         inode=inode,
         local=_text(*_address(local)),
         peer=_text(address, port),
-        outside=peer_is_outside(address),
+        outside=_is_outside(address),
     )
+
+
+def _is_outside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether the far end lies outside of the container's own loopback."""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return not (mapped or address).is_loopback
 
 
 def _address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:

@@ -8,8 +8,6 @@ does. The hash and the population release the GIL, so threads are enough.
 import errno
 import mmap
 import os
-from collections.abc import Sequence
-from concurrent.futures import Executor
 from typing import Final
 
 from blake3 import blake3
@@ -53,14 +51,6 @@ def hash_chunk(descriptor: int, index: int, size: int) -> str:
     chunk = ChunkHash(index * CHUNK_BYTES)
     chunk.advance(descriptor, size)
     return chunk.hexdigest()
-
-
-def hash_file(descriptor: int, size: int, pool: Executor) -> Sequence[str]:
-    """The digests of a file's chunks, spread over the pool."""
-    indexes = range(chunk_count(size))
-    if len(indexes) <= 1:
-        return [hash_chunk(descriptor, index, size) for index in indexes]
-    return list(pool.map(lambda index: hash_chunk(descriptor, index, size), indexes))
 
 
 def digest_of(raw: bytes) -> str:

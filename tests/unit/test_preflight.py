@@ -10,7 +10,6 @@ from node_worker.preflight import (
     Facts,
     memory_bytes,
     obstacles,
-    refusal,
 )
 from node_worker.processes import OpenFile, Process, TcpConnection
 from schemas import reasons
@@ -53,7 +52,6 @@ def test_an_ordinary_process_may_be_checkpointed() -> None:
         holding("anon_inode:inotify"),
     )
     assert obstacles(facts(*ordinary)) == ()
-    assert refusal(facts(*ordinary)) is None
 
 
 def test_a_container_without_processes_is_not_running() -> None:
@@ -146,14 +144,16 @@ def test_without_a_gpu_the_host_s_memory_does_not_matter() -> None:
     assert obstacles(facts(process(private_bytes=MIB), free_memory=0)) == ()
 
 
-def test_a_refusal_tells_everything_under_the_first_reason() -> None:
-    found = refusal(facts(process(tracer=1), terminal=True, free_disk=0))
+def test_all_obstacles_are_told_at_once() -> None:
+    found = obstacles(facts(process(tracer=1), terminal=True, free_disk=0))
 
-    assert found is not None
-    assert found.reason == reasons.CANNOT_BE_CHECKPOINTED
-    for word in ("tracer", "terminal", "checkpoint store"):
-        assert word in found.message
-    assert not found.retriable
+    assert [one.reason for one in found] == [
+        reasons.CANNOT_BE_CHECKPOINTED,
+        reasons.CANNOT_BE_CHECKPOINTED,
+        reasons.NOT_ENOUGH_DISK,
+    ]
+    for one, word in zip(found, ("tracer", "terminal", "checkpoint store"), strict=True):
+        assert word in one.message
 
 
 @given(
@@ -178,10 +178,9 @@ def test_a_refusal_tells_everything_under_the_first_reason() -> None:
     st.integers(0, 1 << 42),
     st.fixed_dictionaries({"terminal": st.booleans(), "cgroup_v1": st.booleans()}),
 )
-def test_every_refusal_has_a_reason_words_and_advice(
+def test_every_obstacle_has_a_reason_words_and_advice(
     processes: list[Process], free: int, options: dict[str, bool]
 ) -> None:
     found = facts(*processes, free_disk=free, **options)
     told = obstacles(found)
-    assert (refusal(found) is None) == (told == ())
     assert all(one.reason and one.message and one.advice for one in told)
