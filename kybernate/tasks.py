@@ -48,7 +48,15 @@ async def for_ever(
             if failures:
                 log.info("%s works again", name)
             failures, wait = 0, jittered(pause)
+        _heed_cancellation()
         await asyncio.sleep(wait)
+
+
+def _heed_cancellation() -> None:
+    """What was called may have swallowed it: `asyncio.wait_for` of Python 3.11 can."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _log_failure(name: str, error: Exception, failures: int, wait: float) -> None:

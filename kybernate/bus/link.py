@@ -280,9 +280,20 @@ async def _subscribe(client: Client, listener: Listener) -> None:
 
 
 async def _flush(client: Client) -> None:
-    """The server has seen all that was sent: nats-py's first ping may overtake what waits here."""
+    """The server has seen all that was sent: nats-py's first ping may overtake what waits here.
+
+    A cancellation stays outside of nats-py: in its flush it can get lost, and break its reading.
+    """
     for _ in range(2):
-        await client.flush(int(OPERATION_TIMEOUT_SECONDS))
+        flushing = asyncio.create_task(client.flush(int(OPERATION_TIMEOUT_SECONDS)))
+        flushing.add_done_callback(_seen)
+        await asyncio.shield(flushing)
+
+
+def _seen(task: "asyncio.Task[None]") -> None:
+    """Nobody may wait any more for how it ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _unsubscribe(listener: Listener) -> None:
