@@ -96,9 +96,8 @@ def controller(**given: Any) -> None:
 @settings.service
 def worker(**given: Any) -> None:
     """Run the worker of a node, as root on that node."""
-    from node_worker.settings import WorkerSettings  # noqa: PLC0415
-
     from node_worker import app  # noqa: PLC0415 - imported by who runs it
+    from node_worker.settings import WorkerSettings  # noqa: PLC0415
 
     _need_root("worker")
     chosen = WorkerSettings(
@@ -142,21 +141,17 @@ def up(**given: Any) -> None:
 
 @click.command()
 @options.output
-@click.option("--gpu", is_flag=True, help="Count on a GPU, with about 2 GB of its memory in use.")
-@click.option(
-    "--python",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="With --gpu: the host's Python that has PyTorch.",
-)
-def demo(*, output: str, gpu: bool, python: Path | None) -> None:
+@click.option("--gpu", is_flag=True, help="Count on a GPU, with about 2 GiB of its memory in use.")
+def demo(*, output: str, gpu: bool) -> None:
     """Start a container that counts, checkpoint it, kill it, resume it: the count goes on.
 
-    Everything runs in a folder of its own; nothing is left behind.
+    Everything runs in a folder of its own; nothing is left behind. With --gpu the Python that
+    runs this needs PyTorch.
     """
-    from kybernate.embedded import demo as show  # noqa: PLC0415 - imported by who runs it
+    from kybernate.cli.showing import show  # noqa: PLC0415 - imported by who runs it
 
     _need_root("demo")
-    if not show.run(json=output == "json", gpu=gpu, python=python):
+    if not show(gpu=gpu, json=output == "json"):
         raise Failed("the demo was not what it has to be; see above")
 
 
@@ -173,14 +168,18 @@ def _run(name: str, given: dict[str, Any], work: Coroutine[Any, Any, None]) -> N
     import asyncio  # noqa: PLC0415 - not before --help has been answered
 
     from kybernate import tasks, telemetry  # noqa: PLC0415
-    from kybernate.bus.port import BusUnavailable  # noqa: PLC0415
 
     telemetry.log_to(level=given["log_level"], json=given["log_format"] == "json")
     with telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
-        try:
-            asyncio.run(tasks.run_until_signalled(work))
-        except BusUnavailable as error:
-            raise Unreachable(
-                f"NATS does not answer at {', '.join(given['nats'])}: {error}",
-                "see that it runs there and that --nats names it",
-            ) from error
+        asyncio.run(tasks.run_until_signalled(_worded(work)))
+
+
+async def _worded(work: Coroutine[Any, Any, None]) -> None:
+    """Problems that an operator can mend become words; others keep their trace."""
+    from kybernate.bus import BusUnavailable  # noqa: PLC0415 - as above
+
+    try:
+        await work
+    except BusUnavailable as error:
+        advice = "see that NATS runs and that --nats names it"
+        raise Unreachable(f"NATS does not answer: {error}", advice) from error

@@ -1,0 +1,46 @@
+"""The demo on a terminal: each step with its time as it happens, and what it has shown."""
+
+import asyncio
+import time
+
+import click
+import msgspec
+
+from kybernate import tasks, telemetry
+from kybernate.cli.exits import Failed, Interrupted, Refused
+from kybernate.embedded import demo
+from kybernate.embedded.counting import CannotCount, Counter, gpu_counter, shell_counter
+
+
+def show(*, gpu: bool, json: bool) -> bool:
+    """Run the demo; whether it showed what it has to show."""
+    try:
+        counter = gpu_counter() if gpu else shell_counter()
+    except CannotCount as error:
+        raise Refused(str(error)) from error
+    telemetry.log_to(level="CRITICAL", json=False)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        if not json:
+            click.echo(f"{time.monotonic() - began:6.2f} s  {line}")
+
+    try:
+        report = asyncio.run(_played(say, counter))
+    except demo.DemoFailed as error:
+        raise Failed(f"the demo failed: {error}") from error
+    if report is None:
+        raise Interrupted("interrupted; everything of the demo is removed")
+    click.echo(msgspec.json.encode(report) if json else report.summary)
+    return report.ok
+
+
+async def _played(say: demo.Say, counter: Counter) -> demo.Report | None:
+    """What the demo has shown; None when a signal ended it."""
+    shown: list[demo.Report] = []
+
+    async def play() -> None:
+        shown.append(await demo.run(say, counter))
+
+    await tasks.run_until_signalled(play())
+    return shown[0] if shown else None
