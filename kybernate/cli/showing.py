@@ -31,7 +31,8 @@ def show(*, gpu: bool, json: bool) -> bool:
         raise Failed(f"the demo failed: {error}") from error
     if report is None:
         raise Interrupted("interrupted; everything of the demo is removed")
-    click.echo(msgspec.json.encode(report) if json else report.summary)
+    lines = [msgspec.json.encode(report).decode()] if json else [*report.timeline, report.summary]
+    click.echo("\n".join(lines))
     return report.ok
 
 

@@ -21,7 +21,7 @@ from kybernate.client import Client, client
 from kybernate.embedded.counting import Counted, Counter, counted, problem_with
 from kybernate.embedded.host import Host, HostSettings, all_in_one
 from kybernate.embedded.timeline import timeline
-from kybernate.embedded.workload import NAMESPACE, Workloads
+from kybernate.embedded.workload import NAMESPACE, Running, Workloads
 from node_worker.containerd.client import connect
 from schemas.actions import Action
 from schemas.messages import Checkpointed, Restored
@@ -92,13 +92,12 @@ async def run(say: Say, counter: Counter) -> Report:
             say(f"NATS with JetStream is at {host.nats}")
             say(f"containerd {stage.version} is at {host.containerd}")
             say(f"the controller's REST API is at {host.url}")
+            running = await stage.start(say, counter)
             with telemetry.span(SPAN_DEMO):
                 trace = telemetry.trace_id()
-                shown = await stage.show(say, counter)
+                shown = await stage.round(say, running)
+    say("everything is removed again")
     lines = timeline(collector.timeline(trace))
-    say("removed everything again; this was the trace:")
-    for line in lines:
-        say(line)
     return msgspec.structs.replace(shown, trace=trace, timeline=lines)
 
 
@@ -110,13 +109,16 @@ class _Stage:
         self.version = version
         self._client = client
 
-    async def show(self, say: Say, counter: Counter) -> Report:
+    async def start(self, say: Say, counter: Counter) -> Running:
         running = await self._workloads.start_container(
             CONTAINER, counter.workload, python=counter.python
         )
         await running.wait_for(lambda lines: len(counted(lines).tokens) >= COUNTS)
         say(f"container {CONTAINER} runs as pid {running.pid}: {counted(running.lines()).last}")
+        return running
 
+    async def round(self, say: Say, running: Running) -> Report:
+        """Checkpoint it, kill it, resume it."""
         request = CheckpointRequest(container=CONTAINER, namespace=NAMESPACE)
         checkpointed = await self._told(say, request)
         facts = _result(checkpointed.action, Checkpointed).checkpoint
@@ -138,6 +140,13 @@ class _Stage:
     async def _told(self, say: Say, request: Request) -> Told:
         """Post the request and tell its steps until it is done."""
         began = time.monotonic()
+        with telemetry.span(telemetry.SPAN_COMMAND):
+            action = await self._followed(say, request)
+        if action.failure:
+            raise DemoFailed(f"{action.kind} failed: {action.failure.message}")
+        return Told(action=action, milliseconds=(time.monotonic() - began) * 1000)
+
+    async def _followed(self, say: Say, request: Request) -> Action:
         action = await self._client.request(request)
         say(f"asked for a {action.kind}: action {action.id}")
         told: set[str] = set()
@@ -147,9 +156,7 @@ class _Stage:
                 if step.seconds is not None and step.step not in told:
                     told.add(step.step)
                     say(progress.line(step))
-        if action.failure:
-            raise DemoFailed(f"{action.kind} failed: {action.failure.message}")
-        return Told(action=action, milliseconds=(time.monotonic() - began) * 1000)
+        return action
 
 
 def _report(checkpointed: Told, restored: Told, before: Counted, after: Counted) -> Report:

@@ -6,6 +6,7 @@ from kybernate.telemetry import FinishedSpan
 
 BAR_WIDTH = 32
 _FULL, _THIN = "█▏"
+_REQUEST = ("http.request.method", "http.route")
 
 
 def timeline(spans: Sequence[tuple[int, FinishedSpan]]) -> list[str]:
@@ -14,15 +15,21 @@ def timeline(spans: Sequence[tuple[int, FinishedSpan]]) -> list[str]:
         return []
     begin = min(span.start for _, span in spans)
     whole = max(span.end for _, span in spans) - begin
-    width = max(2 * depth + len(span.name) for depth, span in spans)
+    width = max(2 * depth + len(_title(span)) for depth, span in spans)
     return [_line(depth, span, begin, whole, width) for depth, span in spans]
 
 
 def _line(depth: int, span: FinishedSpan, begin: float, whole: float, width: int) -> str:
-    name = f"{'  ' * depth}{span.name}"
+    name = f"{'  ' * depth}{_title(span)}"
     bar = _bar(span.start - begin, span.seconds, whole)
     end = "  FAILED" if span.failed else ""
     return f"{_ms(span.start - begin)}  {_ms(span.seconds)}  {name:<{width}}  |{bar}|{end}".rstrip()
+
+
+def _title(span: FinishedSpan) -> str:
+    """The span's name, and of a request what it was for."""
+    request = (span.attributes.get(key, "") for key in _REQUEST)
+    return " ".join(part for part in (span.name, *request) if part)
 
 
 def _ms(seconds: float) -> str:
