@@ -41,7 +41,7 @@ from schemas.names import cancel_subject, job_subject
 from schemas.orders import verb
 
 WRITE_TRIES: Final = 20
-NOTE_AFTER_SECONDS: Final = 0.1
+NOTE_AFTER_SECONDS: Final = 0.5
 """A job is noted as published a moment later: mostly its node has answered, which says more."""
 PUBLISHING_AT_ONCE: Final = 64
 
