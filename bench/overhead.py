@@ -125,9 +125,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--mebibytes", type=int, default=256)
+    parser.add_argument(
+        "--disk", help="folder on the disk to measure on (default: the temporary one)"
+    )
     given = parser.parse_args()
     size = given.mebibytes * 1024 * 1024
-    with tempfile.TemporaryDirectory(prefix="ky-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ky-", dir=given.disk) as folder:
         asyncio.run(tasks.run_until_signalled(measure(given.rounds, size, Path(folder))))
 
 

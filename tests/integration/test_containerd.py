@@ -139,6 +139,29 @@ async def test_containers_outlive_a_restart_of_the_daemon(
         assert (await after.task(NAMESPACE, "counter")).pid == running.pid
 
 
+async def test_a_daemon_that_dies_during_a_dump_is_unavailable_and_leaves_nothing(
+    folder: Path,
+) -> None:
+    home, images = folder / "containerd", folder / "images"
+    images.mkdir()
+    holder = (
+        "import time; held = bytearray(b'x') * (256 << 20); print(1, flush=True); time.sleep(99)"
+    )
+    async with private_containerd(find_stack(), home) as daemon, connect(daemon.socket) as runtime:
+        workloads = Workloads(daemon, runtime)
+        workload = oci.Workload(args=("-c", holder))
+        await (await workloads.start_container("big", workload, python=True)).wait_for_more()
+        options = DumpOptions(image_path=str(images), work_path=str(images))
+        dump = asyncio.create_task(runtime.checkpoint(NAMESPACE, "big", options))
+        async with asyncio.timeout(60):
+            while not (images / "pages-1.img").exists():  # noqa: ASYNC110 - a file says nothing
+                await asyncio.sleep(0.001)
+        await daemon.kill()
+        with pytest.raises(RuntimeUnavailable):
+            await dump
+    assert leftovers.processes(home) == ()
+
+
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 async def test_nothing_is_left(folder: Path, *, paused: bool) -> None:
     home = folder / "containerd"
