@@ -117,7 +117,9 @@ class Holding:
     async def _checkpoint_gpu(self, notes: HeldNotes) -> None:
         if notes.gpu_pids:
             async with huge_pages():
-                await group.checkpoint_all(self._means.gpu, notes.gpu_pids)
+                await group.checkpoint_all(
+                    self._means.gpu, notes.gpu_pids, timeout=group.time_left(self._job.deadline)
+                )
 
     async def _release_gpu(self, notes: HeldNotes) -> None:
         if notes.gpu_pids:

@@ -286,7 +286,8 @@ class RestoreActor(StepActor[RestoreNotes]):
             )
         pids = [process.pid for process in found]
         if pids:
-            await group.restore_all(self._means.gpu, pids, notes.pairs or None)
+            left = group.time_left(self._job.deadline)
+            await group.restore_all(self._means.gpu, pids, notes.pairs or None, timeout=left)
             await group.unlock_all(self._means.gpu, pids)
 
     # clearing away

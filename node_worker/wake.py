@@ -97,7 +97,9 @@ class WakeActor(StepActor[WakeNotes]):
     async def _restore_gpu(self, notes: WakeNotes) -> None:
         pids = [process.pid for process in _sleeper(notes).gpu_processes]
         if pids:
-            await bring_back(self._means, pids, notes.pairs)
+            left = group.time_left(self._job.deadline)
+            await group.restore_all(self._means.gpu, pids, notes.pairs or None, timeout=left)
+            await group.unlock_all(self._means.gpu, pids)
 
     async def _checkpoint_gpu(self, notes: WakeNotes) -> None:
         await asyncio.gather(
@@ -117,12 +119,6 @@ class WakeActor(StepActor[WakeNotes]):
 
     async def _settle(self, _: WakeNotes) -> None:
         self._means.ledger.forget_sleeper(self._order.checkpoint)
-
-
-async def bring_back(means: Means, pids: list[int], pairs: dict[str, str]) -> None:
-    """GPU memory back from the host's, then let the processes run on with it."""
-    await group.restore_all(means.gpu, pids, pairs or None)
-    await group.unlock_all(means.gpu, pids)
 
 
 def _sleeper(notes: WakeNotes) -> Sleeper:

@@ -25,8 +25,8 @@ from node_worker.gpu.port import (
 )
 from schemas import reasons
 
-MIN_LOCK_SECONDS = 0.05
-"""For a process whose turn comes after the deadline: an idle one is locked at once."""
+LEAST_SECONDS = 0.05
+"""For a call whose turn comes after the deadline: an idle process is locked at once."""
 RELEASE_ATTEMPTS = 3
 RELEASE_PAUSE = 0.5
 SETTLE_SECONDS = 60.0
@@ -46,6 +46,11 @@ class NotReleased(GpuProblem):
         self.problems = dict(problems)
 
 
+def time_left(deadline: float, clock: Callable[[], float] = time.time) -> float:
+    """Seconds for a call that must be back by the deadline (seconds since the epoch)."""
+    return max(LEAST_SECONDS, deadline - clock())
+
+
 async def lock_all(
     gpu: Gpu, pids: Sequence[int], *, deadline: float, clock: Callable[[], float] = time.time
 ) -> None:
@@ -54,7 +59,7 @@ async def lock_all(
     try:
         for pid in pids:
             tried.append(pid)
-            await gpu.lock(pid, max(MIN_LOCK_SECONDS, deadline - clock()))
+            await gpu.lock(pid, time_left(deadline, clock))
     except BaseException:
         await finish(_release_in_order(gpu, tried[::-1]))
         raise

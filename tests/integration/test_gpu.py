@@ -1,0 +1,271 @@
+"""The whole way with a simulated GPU in a real container: NATS, containerd, runc and CRIU are real,
+and so is the process, which works only while the simulated driver lets it.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from controller import app as controller_app
+from controller.settings import ControllerSettings
+from kybernate.bus import BusSettings
+from kybernate.bus.nats import connect
+from kybernate.client import client
+from kybernate.embedded.containerd import PrivateContainerd
+from kybernate.embedded.counting import counted, problem_with
+from kybernate.embedded.nats_server import NatsServer
+from kybernate.embedded.oci import Tmpfs, Workload
+from kybernate.embedded.workload import NAMESPACE, Running
+from node_worker import app as worker_app
+from node_worker.containerd.client import Containerd
+from node_worker.settings import WorkerSettings
+from schemas import reasons
+from schemas.actions import ActionState
+from schemas.failures import Failure
+from schemas.gpus import GpuFacts
+from schemas.manifest import CheckpointFacts
+from schemas.messages import Checkpointed
+from schemas.orders import Place
+from schemas.requests import CheckpointRequest, RestoreRequest
+from tests.support import simulated_gpu
+from tests.support.node import NODE, Node
+from tests.support.simulated_gpu import MARK, Fault, SimulatedGpus, gpu
+
+HOME = "/gpu"
+SCRIPT = f"""\
+home={HOME}/$$
+mkdir -p $home
+head -c 1000000 /dev/urandom > $home/vram-{gpu(0).uuid}
+printf running > $home/state
+count=0
+while :; do
+  token=$(sha256sum $home/vram-* 2>/dev/null | cut -c -16)
+  if [ "$(cat $home/state)" = running ]; then
+    count=$((count + 1))
+    echo "Loop $count: token $token"
+  fi
+  sleep 0.02
+done
+"""
+COUNTER = Workload(args=("/bin/sh", "-c", SCRIPT), env={MARK: HOME}, tmpfs=(Tmpfs(target=HOME),))
+
+
+class GpuNode:
+    """A node with simulated GPUs, and its one container."""
+
+    def __init__(self, node: Node, gpus: SimulatedGpus) -> None:
+        self.node = node
+        self.gpus = gpus
+
+    async def counter(self, id: str = "counter") -> Running:
+        running = await self.node.workloads.start_container(id, COUNTER)
+        await running.wait_for_more(3)
+        return running
+
+    async def failure(self, request: CheckpointRequest | RestoreRequest) -> Failure:
+        action = await self.node.ended(request)
+        assert action.state is ActionState.FAILED
+        assert action.failure
+        return action.failure
+
+
+class Site:
+    """Where nodes come and go over the same containerd and the same folders."""
+
+    def __init__(
+        self, folder: Path, nats: NatsServer, daemon: PrivateContainerd, runtime: Containerd
+    ) -> None:
+        self._folder = folder
+        self._daemon = daemon
+        self._runtime = runtime
+        self._bus = BusSettings(servers=(nats.url,))
+        self.gpus = SimulatedGpus(folder / "gpus")
+
+    @contextlib.asynccontextmanager
+    async def node(self, *gpus: GpuFacts) -> AsyncIterator[GpuNode]:
+        self.gpus.show(gpus)
+        worker = WorkerSettings(
+            node=NODE,
+            state=self._folder / "worker",
+            containerd=self._daemon.socket,
+            bus=self._bus,
+            gpu_driver=simulated_gpu.__name__,
+            gpu_argument=str(self.gpus.folder),
+        )
+        controller = ControllerSettings(listen="127.0.0.1:0", bus=self._bus)
+        async with (
+            connect(self._bus, name="controller") as first,
+            connect(self._bus, name="worker") as second,
+            controller_app.serving(controller, first) as url,
+            worker_app.serving(worker, second),
+            client((url,)) as rest,
+        ):
+            node = Node(url, self._folder / "worker", self._daemon, self._runtime, rest)
+            yield GpuNode(node, self.gpus)
+
+
+@pytest.fixture
+def site(
+    folder: Path,
+    nats: NatsServer,
+    daemon: PrivateContainerd,
+    runtime: Containerd,
+) -> Site:
+    return Site(folder, nats, daemon, runtime)
+
+
+def order(**changes: object) -> CheckpointRequest:
+    request = CheckpointRequest(container="counter", namespace=NAMESPACE)
+    return msgspec.structs.replace(request, **changes)
+
+
+def memory_of(running: Running) -> set[str]:
+    """The names of its memory blocks, with where they are."""
+    home = Path(f"/proc/{running.pid}/root{HOME}")
+    return {path.name for path in home.glob("1/*-GPU-*")}
+
+
+async def counts_on(before: Running, after: Running) -> None:
+    """The lines go on where they stood, with the same GPU memory behind them."""
+    stood = counted(before.lines())
+    lines = await after.wait_for_more(5)
+    assert not problem_with(stood, counted(lines[len(stood.numbers) :]))
+
+
+async def restored(here: GpuNode, checkpoint: CheckpointFacts) -> Running:
+    result = await here.node.restore(checkpoint.id)
+    return here.node.workloads.running("counter", result.pid)
+
+
+async def test_gpu_memory_goes_the_whole_way_round(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        checkpoint = await here.node.checkpoint("counter")
+        await before.kill()
+
+        after = await restored(here, checkpoint)
+
+        await counts_on(before, after)
+        assert checkpoint.gpus == (gpu(0),)
+        assert memory_of(after) == {f"vram-{gpu(0).uuid}"}
+
+
+async def test_a_workload_that_is_left_running_notices_nothing(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+
+        await here.node.checkpoint("counter", leave_running=True)
+
+        await before.wait_for_more(3)
+        assert not problem_with(counted(before.lines()[:3]), counted(before.lines()[3:]))
+
+
+async def test_another_gpu_of_the_model_takes_over(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        checkpoint = await here.node.checkpoint("counter")
+        await before.kill()
+
+    async with site.node(gpu(1)) as here:
+        after = await restored(here, checkpoint)
+
+        await counts_on(before, after)
+        assert memory_of(after) == {f"vram-{gpu(1).uuid}"}
+
+
+async def test_a_node_whose_gpus_do_not_fit_is_refused_early(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        checkpoint = await here.node.checkpoint("counter")
+        await before.kill()
+
+    async with site.node(gpu(0, model="Simulated 50")) as here:
+        failure = await here.failure(RestoreRequest(checkpoint=checkpoint.id))
+
+        assert failure.reason == reasons.GPU_MISFIT
+        assert "Simulated 50" in failure.message
+
+
+async def test_suspended_in_memory_the_gpu_is_free_and_comes_back(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        await here.node.completed(order(place=Place.MEMORY))
+        assert memory_of(before) == {f"saved-{gpu(0).uuid}"}
+        (waiting,) = await here.node.client.checkpoints()
+
+        await here.node.restore(waiting.facts.id)
+
+        await counts_on(before, before)
+        assert memory_of(before) == {f"vram-{gpu(0).uuid}"}
+
+
+async def test_a_kernel_that_runs_too_long_is_left_alone(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        busy = Path(f"/proc/{before.pid}/root{HOME}/1/busy")
+        busy.write_text(str(time.time() + 600))
+
+        failure = await here.failure(order(timeout=2.0))
+
+        assert failure.reason == reasons.GPU_BUSY
+        await counts_on(before, before)
+
+
+@pytest.mark.parametrize("call", ["lock", "checkpoint", "checkpoint-after"])
+async def test_a_driver_that_hangs_costs_the_checkpoint_and_nothing_else(
+    site: Site, call: str
+) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        here.gpus.fault(call, None, Fault(kind="hang"))
+
+        failure = await here.failure(order(timeout=3.0))
+
+        assert failure.reason in {reasons.GPU_HUNG, reasons.DEADLINE_EXCEEDED}
+        await counts_on(before, before)
+        assert memory_of(before) == {f"vram-{gpu(0).uuid}"}
+
+
+async def test_a_driver_that_fails_costs_the_checkpoint_and_nothing_else(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        here.gpus.fault("checkpoint", None, Fault(kind="error"))
+
+        failure = await here.failure(order())
+
+        assert failure.reason == reasons.GPU_FAILED
+        await counts_on(before, before)
+
+
+async def test_a_helper_that_dies_in_a_call_costs_nothing(site: Site) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        here.gpus.fault("checkpoint-after", None, Fault(kind="die"))
+
+        checkpoint = await here.node.checkpoint("counter")
+        await before.kill()
+
+        await counts_on(before, await restored(here, checkpoint))
+
+
+async def test_a_worker_that_stops_in_between_lets_go_of_the_gpu_and_tries_again(
+    site: Site,
+) -> None:
+    async with site.node(gpu(0)) as here:
+        before = await here.counter()
+        here.gpus.fault("checkpoint", None, Fault(kind="slow", seconds=2.0))
+        action = await here.node.client.request(order())
+        await before.wait_for(lambda _: "checkpoint" in " ".join(here.gpus.calls()))
+
+    await before.wait_for_more(3)
+    assert memory_of(before) == {f"vram-{gpu(0).uuid}"}
+
+    async with site.node(gpu(0)) as here:
+        ended = await here.node.client.ended(action.id)
+        assert isinstance(ended.result, Checkpointed)
+
+        await counts_on(before, await restored(here, ended.result.checkpoint))
