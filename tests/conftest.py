@@ -16,6 +16,7 @@ from kybernate.embedded.nats_server import NatsServer, nats_server
 from kybernate.embedded.stack import find_stack
 from kybernate.embedded.workload import Workloads
 from node_worker.containerd.client import Containerd, connect
+from tests.support.node import Node, whole_node
 
 
 @pytest.fixture
@@ -47,3 +48,9 @@ async def runtime(daemon: PrivateContainerd) -> AsyncIterator[Containerd]:
 @pytest.fixture
 def workloads(daemon: PrivateContainerd, runtime: Containerd) -> Workloads:
     return Workloads(daemon, runtime)
+
+
+@pytest.fixture
+async def node(folder: Path) -> AsyncIterator[Node]:
+    async with whole_node(folder / "node") as running:
+        yield running

@@ -48,7 +48,11 @@ class NatsServer:
     async def start(self) -> None:
         await asyncio.to_thread(self._write_config)
         self._process = await asyncio.create_subprocess_exec(
-            *self._command(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+            *self._command(),
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,  # a Ctrl-C is for whoever ends things in order
         )
         try:
             async with asyncio.timeout(START_SECONDS):

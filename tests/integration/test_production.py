@@ -1,0 +1,189 @@
+"""Kybernate as it runs in production: processes of their own, spoken to by the command line."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kybernate.embedded.containerd import PrivateContainerd
+from kybernate.embedded.counting import counted, problem_with, shell_counter
+from kybernate.embedded.nats_server import NatsServer
+from kybernate.embedded.stack import find_stack
+from kybernate.embedded.workload import NAMESPACE, Running, Workloads
+from node_worker.containerd.client import connect
+from schemas.actions import Action
+from schemas.checkpoints import CatalogueEntry
+from schemas.messages import Checkpointed
+from schemas.nodes import Inventory
+from tests.support.otlp import Collector, otlp_collector
+from tests.support.processes import Output, Service, kybernate, service, url_of
+
+NODE = "node 1.of/test"
+"""A name that no subject could hold as it is."""
+COUNTS = 3
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """Two controllers and a worker, and what a user's shell has set."""
+
+    controllers: tuple[Service, Service]
+    worker: Service
+    collector: Collector
+    env: dict[str, str]
+
+    async def call(self, *arguments: str) -> Output:
+        return await kybernate(*arguments, env=self.env)
+
+
+@pytest.fixture
+async def setup(folder: Path, nats: NatsServer, daemon: PrivateContainerd) -> AsyncIterator[Setup]:
+    async with AsyncExitStack() as stack:
+        collector = await stack.enter_async_context(otlp_collector())
+        common = {"KYBERNATE_NATS": nats.url, "KYBERNATE_OTLP_ENDPOINT": collector.url}
+
+        async def start(name: str, *arguments: str) -> Service:
+            log = folder / f"{name}.log"
+            return await stack.enter_async_context(service(log, *arguments, env=common))
+
+        listen = ("--listen", "127.0.0.1:0", "--token", "secret")
+        first = await start("first", "controller", *listen)
+        second = await start("second", "controller", *listen)
+        place = ("--containerd", str(daemon.socket), "--state", str(folder / "state"))
+        worker = await start("worker", "worker", "--node", NODE, *place)
+        urls = f"{await url_of(first)} {await url_of(second)}"
+        env = {**common, "KYBERNATE_SERVER": urls, "KYBERNATE_TOKEN": "secret"}
+        made = Setup(controllers=(first, second), worker=worker, collector=collector, env=env)
+        await ready(made.env, NODE)
+        yield made
+
+
+async def ready(env: dict[str, str], node: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            found = await kybernate("describe", "node", node, "--output", "json", env=env)
+            if found.code == 0 and msgspec.json.decode(found.stdout, type=Inventory).ready:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def started(workloads: Workloads, name: str) -> Running:
+    running = await workloads.start_container(name, shell_counter().workload)
+    await running.wait_for(lambda lines: len(lines) >= COUNTS)
+    return running
+
+
+@asynccontextmanager
+async def workloads_in(state: Path) -> AsyncIterator[Workloads]:
+    """The private containerd that `up` keeps in its state folder."""
+    daemon = PrivateContainerd(find_stack(), state / "containerd")
+    async with connect(daemon.socket) as runtime:
+        yield Workloads(daemon, runtime)
+
+
+async def counted_on(workloads: Workloads, name: str, before: list[str]) -> str:
+    """Why it has not counted on from there; empty when it has."""
+    again = workloads.running(name, 0)
+    lines = await again.wait_for(lambda lines: len(lines) >= len(before) + COUNTS)
+    return problem_with(counted(before), counted(lines[len(before) :]))
+
+
+async def checkpointed(setup: Setup, container: str) -> tuple[Action, str]:
+    output = await setup.call("checkpoint", container, "-n", NAMESPACE, "--output", "json")
+    assert output.code == 0, output.stderr
+    action = msgspec.json.decode(output.stdout, type=Action)
+    assert isinstance(action.result, Checkpointed)
+    return action, action.result.checkpoint.id
+
+
+async def test_the_whole_way_round_over_processes(setup: Setup, workloads: Workloads) -> None:
+    running = await started(workloads, "counter")
+    action, checkpoint = await checkpointed(setup, "counter")
+    before = running.lines()
+    await running.remove()
+
+    await setup.controllers[0].end(signal.SIGKILL)
+    restored = await setup.call("restore", checkpoint)
+    assert restored.code == 0, restored.stderr
+    assert restored.stdout.startswith(f"{NAMESPACE}/counter  runs again, pid ")
+    assert await counted_on(workloads, "counter", before) == ""
+
+    deleted = await setup.call("delete", "checkpoint", checkpoint)
+    assert deleted.code == 0, deleted.stderr
+    shown = await setup.call("describe", "checkpoint", checkpoint, "--output", "json")
+    assert msgspec.json.decode(shown.stdout, type=CatalogueEntry).state == "deleted"
+    assert (await setup.call("restore", checkpoint)).code == 4
+
+    await one_trace(setup.collector, action)
+
+
+async def one_trace(collector: Collector, action: Action) -> None:
+    """The checkpoint's spans hang together, from the command to the last step on the node."""
+    trace = action.traceparent.split("-")[1]
+    wanted = {
+        ("kybernate-cli", "command"),
+        ("kybernate-controller", "dispatch"),
+        ("kybernate-controller", "request"),
+        ("kybernate-worker", "job"),
+        ("kybernate-worker", "step dump"),
+        ("kybernate-worker", "step release"),
+    }
+    async with asyncio.timeout(60):
+        while True:
+            spans = [span for span in collector.spans if span.trace == trace]
+            if wanted <= {(span.service, span.name) for span in spans}:
+                break
+            await asyncio.sleep(0.1)
+    known = {span.id for span in spans}
+    assert [span.name for span in spans if span.parent not in known] == ["command"]
+
+
+async def test_what_is_wrong_is_told_with_the_fitting_code(setup: Setup) -> None:
+    unknown = await setup.call("checkpoint", "nobody", "-n", NAMESPACE)
+    assert unknown.code in {1, 4}
+    assert "nobody" in unknown.stderr
+    stranger = await kybernate("get", "nodes", env=setup.env | {"KYBERNATE_TOKEN": "wrong"})
+    assert stranger.code == 4
+    assert "KYBERNATE_TOKEN" in stranger.stderr
+    nobody = await kybernate("get", "nodes", "--server", "http://127.0.0.1:1")
+    assert nobody.code == 3
+
+
+async def test_services_end_in_order_when_they_are_told(setup: Setup) -> None:
+    assert await setup.worker.end() == 0
+    assert await setup.controllers[0].end(signal.SIGINT) == 0
+
+
+async def test_up_keeps_its_state_over_a_restart(folder: Path) -> None:
+    state = folder / "up"
+    arguments = ("up", "--state", str(state), "--node", "here", "--listen", "127.0.0.1:0")
+
+    async def env_of(host: Service) -> dict[str, str]:
+        env = {"KYBERNATE_SERVER": await url_of(host)}
+        await ready(env, "here")
+        return env
+
+    async with service(folder / "first.log", *arguments) as host:
+        env = await env_of(host)
+        async with workloads_in(state) as workloads:
+            running = await started(workloads, "counter")
+            output = await kybernate("checkpoint", "counter", "-n", NAMESPACE, env=env)
+            assert output.code == 0, output.stderr
+            before = running.lines()
+        second = await kybernate(*arguments)
+        assert second.code == 4
+        assert "choose another folder with --state" in second.stderr
+        assert await host.end() == 0
+
+    async with service(folder / "second.log", *arguments) as host:
+        env = await env_of(host)
+        listed = await kybernate("get", "actions", env=env)
+        assert "completed" in listed.stdout
+        restored = await kybernate("restore", output.stdout.split()[0], env=env)
+        assert restored.code == 0, restored.stderr
+        async with workloads_in(state) as workloads:
+            assert await counted_on(workloads, "counter", before) == ""
+        assert await host.end() == 0
