@@ -8,12 +8,12 @@ from msgspec import Meta
 from schemas.base import Record
 
 Identifier = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=76)
+    str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$(?!\n)", max_length=76)
 ]
 """What containerd takes as the name of a container or of a namespace."""
 
 CheckpointId = Annotated[
-    str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+    str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")
 ]
 
 

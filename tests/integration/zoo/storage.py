@@ -171,8 +171,8 @@ def root_filesystem() -> Iterator[None]:
         sparse.write(b"end")
     os.mkfifo(home / "fifo")
     os.utime(home / "file", ns=(1_000_000_007, 2_000_000_009))
-    os.setxattr(home / "file", "trusted.zoo", b"attribute")
-    Path("/etc/motd").unlink()
+    os.setxattr(home / "file", "user.zoo", b"attribute")
+    Path("/etc/hosts").unlink()
     with Path("/etc/passwd").open("a") as passwd:
         passwd.write("zoo:x:1234:5678::/:/bin/sh\n")
     yield
@@ -188,8 +188,8 @@ def root_filesystem() -> Iterator[None]:
         expect(sparse_stat.st_blocks * 512 < 1 << 20, "the sparse file is full")
         expect(stat.S_ISFIFO((home / "fifo").stat().st_mode), "the fifo is gone")
         expect((home / "file").stat().st_mtime_ns == 2_000_000_009, "the time differs")
-        expect(os.getxattr(home / "file", "trusted.zoo") == b"attribute", "the attribute is lost")
-        expect(not Path("/etc/motd").exists(), "the deleted file is back")
+        expect(os.getxattr(home / "file", "user.zoo") == b"attribute", "the attribute is lost")
+        expect(not Path("/etc/hosts").exists(), "the deleted file is back")
         expect("zoo:x:1234" in Path("/etc/passwd").read_text(), "the changed file is as of old")
         yield
 

@@ -1,0 +1,114 @@
+"""Real workloads go round: checkpointed, killed, resumed, and each proves its own state.
+
+The animals are in `zoo/`; each is asked for its proof before and after. What cannot go round is
+refused with its cause, and lives on.
+"""
+
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from kybernate.embedded.oci import Bind, Tmpfs, User, Workload
+from kybernate.embedded.workload import NAMESPACE, Running
+from schemas import reasons
+from schemas.actions import ActionState
+from schemas.orders import OutsideTcp
+from schemas.requests import CheckpointRequest
+from tests.support.node import Node, whole_node
+
+ZOO = Path(__file__).parent / "zoo"
+ANYBODY = User(uid=1000, gid=1000)
+ORDINARY = Workload(
+    args=("-m", "zoo"),
+    env={"PYTHONPATH": "/opt", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/root"},
+    binds=(Bind(source=ZOO, target="/opt/zoo"),),
+    tmpfs=(Tmpfs(target="/dev/shm"),),
+)
+SURROUNDINGS = {
+    "not_root": {"user": ANYBODY, "capabilities": ()},
+    "few_capabilities": {"capabilities": ("CAP_KILL",)},
+}
+ANIMALS = (
+    "deleted_file",
+    "descriptors_over_a_socket",
+    "epoll_and_eventfd",
+    "few_capabilities",
+    "file_locks",
+    "inotify",
+    "limits_and_surroundings",
+    "mapped_files",
+    "memory_file",
+    "named_pipe",
+    "not_root",
+    "one_gibibyte",
+    "pending_signal",
+    "pipe_in_flight",
+    "process_tree",
+    "pseudo_terminal",
+    "replaced_file",
+    "root_filesystem",
+    "sessions_and_groups",
+    "shared_memory",
+    "signal_descriptor",
+    "sysv_shared_memory",
+    "tcp_loopback",
+    "threads",
+    "timerfd",
+    "timers",
+    "tmpfs",
+    "udp_loopback",
+    "unix_sockets",
+    "waiting_in_system_calls",
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node() -> AsyncIterator[Node]:
+    with tempfile.TemporaryDirectory(prefix="ky-", dir="/tmp") as folder:
+        async with whole_node(Path(folder)) as running:
+            yield running
+
+
+@asynccontextmanager
+async def animal(node: Node, name: str, **surroundings: object) -> AsyncIterator[Running]:
+    workload = msgspec.structs.replace(
+        ORDINARY, args=(*ORDINARY.args, name), **SURROUNDINGS.get(name, {}), **surroundings
+    )
+    running = await node.workloads.start_container(name, workload, python=True)
+    try:
+        await running.wait_for(lambda lines: "ready" in lines)
+        yield running
+    finally:
+        await running.remove()
+
+
+async def proof(node: Node, running: Running, number: int) -> str:
+    await node.runtime.kill(NAMESPACE, running.id, signal.SIGUSR1)
+    said = await running.wait_for(
+        lambda lines: any(line.startswith(f"proof {number} ") for line in lines)
+    )
+    return next(line for line in said if line.startswith(f"proof {number} "))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ANIMALS)
+async def test_it_goes_round_and_proves_its_state(node: Node, name: str) -> None:
+    async with animal(node, name) as running:
+        assert await proof(node, running, 1) == f"proof 1 {name}: OK"
+        checkpoint = await node.checkpoint(name)
+        await node.restore(checkpoint.id)
+        assert await proof(node, running, 2) == f"proof 2 {name}: OK"
+
+
+def test_no_animal_is_forgotten() -> None:
+    files = (ZOO / f"{kind}.py" for kind in ("connections", "processes", "storage", "waiting"))
+    lines = "\n".join(file.read_text() for file in files).splitlines()
+    places = [number for number, line in enumerate(lines) if line == "@animal"]
+    names = {lines[number + 1].removeprefix("def ").partition("(")[0] for number in places}
+    assert names == {*ANIMALS, "outside_connection"}
