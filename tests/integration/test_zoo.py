@@ -16,10 +16,6 @@ import pytest_asyncio
 
 from kybernate.embedded.oci import Bind, Tmpfs, User, Workload
 from kybernate.embedded.workload import NAMESPACE, Running
-from schemas import reasons
-from schemas.actions import ActionState
-from schemas.orders import OutsideTcp
-from schemas.requests import CheckpointRequest
 from tests.support.node import Node, whole_node
 
 ZOO = Path(__file__).parent / "zoo"
@@ -30,7 +26,7 @@ ORDINARY = Workload(
     binds=(Bind(source=ZOO, target="/opt/zoo"),),
     tmpfs=(Tmpfs(target="/dev/shm"),),
 )
-SURROUNDINGS = {
+SURROUNDINGS: dict[str, dict[str, object]] = {
     "not_root": {"user": ANYBODY, "capabilities": ()},
     "few_capabilities": {"capabilities": ("CAP_KILL",)},
 }
@@ -77,9 +73,8 @@ async def node() -> AsyncIterator[Node]:
 
 @asynccontextmanager
 async def animal(node: Node, name: str, **surroundings: object) -> AsyncIterator[Running]:
-    workload = msgspec.structs.replace(
-        ORDINARY, args=(*ORDINARY.args, name), **SURROUNDINGS.get(name, {}), **surroundings
-    )
+    changes = {**SURROUNDINGS.get(name, {}), **surroundings}
+    workload = msgspec.structs.replace(ORDINARY, args=(*ORDINARY.args, name), **changes)
     running = await node.workloads.start_container(name, workload, python=True)
     try:
         await running.wait_for(lambda lines: "ready" in lines)
