@@ -23,6 +23,7 @@ from controller.settings import ControllerSettings
 from controller.sweep import Sweep
 from kybernate.bus.nats import connect
 from kybernate.bus.port import Bus
+from kybernate.problems import CannotServe
 from kybernate.tasks import end
 from schemas import reasons
 from schemas.requests import Problem
@@ -116,20 +117,38 @@ async def _listening(
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     try:
-        host, _, port = settings.listen.rpartition(":")
+        host, port = _host_and_port(settings.listen)
         tls = _tls(settings)
-        site = web.TCPSite(runner, host.strip("[]") or None, int(port), ssl_context=tls)
-        await site.start()
-        bound = runner.addresses[0]
+        site = web.TCPSite(runner, host.strip("[]") or None, port, ssl_context=tls)
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {settings.listen}: {error.strerror or error}; "
+                "stop what listens there, or choose another address (--listen)"
+            ) from error
         scheme, named = "https" if tls else "http", host or "127.0.0.1"
-        yield f"{scheme}://{named}:{bound[1]}"
+        yield f"{scheme}://{named}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise CannotServe(f"{listen!r} is no HOST:PORT; write for example 127.0.0.1:7474")
+    return host, int(port)
 
 
 def _tls(settings: ControllerSettings) -> ssl.SSLContext | None:
     if settings.tls_cert is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        raise CannotServe(
+            f"certificate {settings.tls_cert} and its key cannot be used: {error}; "
+            "see --tls-cert and --tls-key"
+        ) from error
     return context

@@ -34,7 +34,7 @@ from controller.records import Records
 from controller.topology import repaired
 from kybernate import telemetry
 from kybernate.bus.port import Bus, BusProblem, Conflict, Row
-from kybernate.tasks import backoff
+from kybernate.tasks import backoff, end
 from schemas.actions import Action
 from schemas.messages import TERMINAL_EVENTS, Cancel, Job, JobEvent
 from schemas.names import cancel_subject, job_subject
@@ -71,17 +71,18 @@ class Engine:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._publishing: set[str] = set()
         self._slots = asyncio.Semaphore(PUBLISHING_AT_ONCE)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Background work belongs to this block; what it leaves undone is due again."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            try:
-                yield
-            finally:
-                self._tasks = None
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+            await asyncio.gather(*map(end, tuple(self._tasks)))
 
     async def start(self, action: Action) -> Action:
         """Record a new action, and get its job on the way. Conflict when its id is taken."""
@@ -206,10 +207,12 @@ class Engine:
         await self._apply_and_act(job.action, [note])
 
     def _in_background(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        if self._tasks is None:
+        if not self._running:
             work.close()
             return
-        self._tasks.create_task(_guarded(work, what))
+        task = asyncio.create_task(_guarded(work, what), name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 async def _guarded(work: Coroutine[Any, Any, object], what: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kybernate.cli import options, settings
-from kybernate.cli.exits import Failed, Refused, Unreachable
+from kybernate.cli.exits import Failed, Refused
 
 STATE = Path("/var/lib/kybernate")
 CONTAINERD = Path("/run/containerd/containerd.sock")
@@ -151,7 +151,11 @@ def demo(*, output: str, gpu: bool) -> None:
     from kybernate.cli.showing import show  # noqa: PLC0415 - imported by who runs it
 
     _need_root("demo")
-    if not show(gpu=gpu, json=output == "json"):
+    try:
+        good = show(gpu=gpu, json=output == "json")
+    except Exception as error:
+        raise _told(error) from error
+    if not good:
         raise Failed("the demo was not what it has to be; see above")
 
 
@@ -164,22 +168,20 @@ def _need_root(command: str) -> None:
 
 
 def _run(name: str, given: dict[str, Any], work: Coroutine[Any, Any, None]) -> None:
-    """Run a service until it is signalled; its end in words."""
+    """Run a service until it is signalled; trouble with its surroundings becomes words."""
     import asyncio  # noqa: PLC0415 - not before --help has been answered
 
     from kybernate import tasks, telemetry  # noqa: PLC0415
 
     telemetry.log_to(level=given["log_level"], json=given["log_format"] == "json")
-    with telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
-        asyncio.run(tasks.run_until_signalled(_worded(work)))
-
-
-async def _worded(work: Coroutine[Any, Any, None]) -> None:
-    """Problems that an operator can mend become words; others keep their trace."""
-    from kybernate.bus import BusUnavailable  # noqa: PLC0415 - as above
-
     try:
-        await work
-    except BusUnavailable as error:
-        advice = "see that NATS runs and that --nats names it"
-        raise Unreachable(f"NATS does not answer: {error}", advice) from error
+        with telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
+            asyncio.run(tasks.run_until_signalled(work))
+    except Exception as error:
+        raise _told(error) from error
+
+
+def _told(error: Exception) -> Exception:
+    from kybernate.cli.troubles import in_words  # noqa: PLC0415 - knows everything
+
+    return in_words(error) or error
