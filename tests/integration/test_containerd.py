@@ -86,7 +86,7 @@ async def test_binds_tmpfs_and_environment(workloads: Workloads, folder: Path) -
         args=(
             "sh",
             "-c",
-            "exec 2>&1; echo $WORD | tee /shared/word; df /scratch | tail -1; touch /ro/x; sleep 60",
+            "exec 2>&1; echo $WORD | tee /shared/word; df /scratch | tail -1; touch /ro/x; sleep 9",
         ),
         env={"WORD": "hello"},
         binds=(
