@@ -8,7 +8,14 @@ import asyncio
 import signal
 from typing import Final
 
-from node_worker.containerd.port import Container, NotFound, Runtime, Task, TaskStatus
+from node_worker.containerd.port import (
+    Container,
+    NotFound,
+    Runtime,
+    RuntimeFailed,
+    Task,
+    TaskStatus,
+)
 from node_worker.faults import Refused
 from schemas import reasons
 from schemas.orders import Target
@@ -72,10 +79,20 @@ class Tasks:
         task = await self.found()
         if task is None or (pid is not None and task.pid != pid):
             return
+        if task.status is TaskStatus.CREATED and await self._deleted_unstarted():
+            return
         if task.status is not TaskStatus.STOPPED:
             await self._runtime.kill(self._namespace, self._id, signal.SIGKILL, all=True)
             await self._exited()
         await self._runtime.delete_task(self._namespace, self._id)
+
+    async def _deleted_unstarted(self) -> bool:
+        """A task that is to be restored has no process before its start: nothing to kill."""
+        try:
+            await self._runtime.delete_task(self._namespace, self._id)
+        except RuntimeFailed:  # it has begun to start, or was made without a checkpoint
+            return False
+        return True
 
     async def _exited(self) -> None:
         try:

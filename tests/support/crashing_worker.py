@@ -1,0 +1,142 @@
+"""Workers that are killed at a chosen point, one after the other, quickly.
+
+`python -m tests.support.crashing_worker NODE STATE CONTAINERD NATS` imports everything once and
+then forks a worker for every line that it reads: where the worker shall fail, and where it shall
+kill itself. For each it prints the pid, then how it ended. It ends at the end of its input.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from kybernate import tasks
+from kybernate.bus import BusSettings
+from kybernate.bus.nats import connect
+from node_worker import alone, app
+from node_worker.containerd import client as containerd
+from node_worker.executor import Point
+from node_worker.settings import WorkerSettings
+from tests.support.fake_gpu import FakeGpu
+
+ROOT = Path(__file__).parents[2]
+END_SECONDS = 30.0
+
+
+class Trouble(Exception):
+    """The failure that sends a job back."""
+
+
+class Fate(msgspec.Struct, frozen=True, kw_only=True):
+    """At which (step, point) a worker fails, and at which it dies; empty: nowhere."""
+
+    fails: tuple[str, str] = ("", "")
+    dies: tuple[str, str] = ("", "")
+
+    def observe(self, step: str, point: Point) -> None:
+        if (step, point) == self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (step, point) == self.fails:
+            raise Trouble(f"{step}: {point}")
+
+
+async def _work(settings: WorkerSettings, fate: Fate) -> None:
+    async with (
+        connect(settings.bus, name="worker") as bus,
+        containerd.connect(settings.containerd) as runtime,
+    ):
+        with alone.alone_in(settings.lock):
+            async with app.working(settings, bus, runtime, FakeGpu(), observer=fate.observe):
+                await asyncio.Event().wait()
+
+
+def _fork(settings: WorkerSettings, fate: Fate) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    asyncio.run(tasks.run_until_signalled(_work(settings, fate)))
+    os._exit(0)
+
+
+def main() -> None:
+    node, state, socket, url = sys.argv[1:]
+    alone.LISTEN_SECONDS = 0.01  # type: ignore[misc] # the name is nobody else's, and time is short
+    settings = WorkerSettings(
+        node=node,
+        state=Path(state),
+        containerd=Path(socket),
+        bus=BusSettings(servers=(url,), ack_wait=5.0),
+    )
+    for line in sys.stdin:
+        pid = _fork(settings, msgspec.json.decode(line, type=Fate))
+        print(pid, flush=True)  # noqa: T201 - the answer
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201
+
+
+class CrashingWorkers:
+    """The tests' hand on that process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._pid = 0
+
+    async def start(self, fate: Fate) -> None:
+        """The next worker; the one before has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(fate) + b"\n")
+        self._pid = await self._number()
+
+    async def ended(self) -> int:
+        """How the worker ended: 0, or the signal's number below 0."""
+        async with asyncio.timeout(END_SECONDS):
+            status = await self._number()
+        self._pid = 0
+        return status
+
+    async def stop(self) -> None:
+        """End it as an operator does."""
+        os.kill(self._pid, signal.SIGTERM)
+        assert await self.ended() == 0
+
+    async def close(self) -> None:
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                os.kill(self._pid, signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        async with asyncio.timeout(END_SECONDS):
+            await self._process.wait()
+
+    async def _number(self) -> int:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        assert line, "the process that forks workers has ended; see its log"
+        return int(line)
+
+
+@contextlib.asynccontextmanager
+async def crashing_workers(
+    node: str, state: Path, socket: Path, url: str, log: Path
+) -> AsyncIterator[CrashingWorkers]:
+    arguments = ("-m", "tests.support.crashing_worker", node, str(state), str(socket), url)
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdin=PIPE, stdout=PIPE, stderr=output, cwd=ROOT
+        )
+    workers = CrashingWorkers(process)
+    try:
+        yield workers
+    finally:
+        await workers.close()
+
+
+if __name__ == "__main__":
+    main()
