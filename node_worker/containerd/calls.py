@@ -23,6 +23,8 @@ Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
 NAMESPACE_KEY = "containerd-namespace"
+DEADLINE = "context deadline exceeded"
+"""containerd passes the deadline on, and answers so where it or its shim notices it first."""
 CHANNEL_OPTIONS = (
     # containerd's server refuses the escaped socket path that grpc would send as authority
     ("grpc.default_authority", "localhost"),
@@ -74,6 +76,8 @@ class Caller:
                 return WrongState(text)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return RuntimeTimedOut(f"containerd did not end {method} within {timeout:g} s")
+            case grpc.StatusCode.UNKNOWN if DEADLINE in text:
+                return RuntimeTimedOut(f"{method}: {text}")
             case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
                 return RuntimeUnavailable(
                     f"containerd does not answer on {self._socket}: {text}; "
