@@ -31,7 +31,7 @@ class Failed(Stop):
 
 
 class Unreachable(Stop):
-    """No controller answers; for the services: no NATS or no containerd."""
+    """No controller answers, or NATS lets a service not in."""
 
     exit_code = 3
 

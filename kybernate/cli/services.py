@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,8 @@ def demo(*, output: str, gpu: bool) -> None:
     from kybernate.cli.showing import show  # noqa: PLC0415 - imported by who runs it
 
     _need_root("demo")
-    try:
+    with _in_words():
         good = show(gpu=gpu, json=output == "json")
-    except Exception as error:
-        raise _told(error) from error
     if not good:
         raise Failed("the demo was not what it has to be; see above")
 
@@ -168,20 +167,24 @@ def _need_root(command: str) -> None:
 
 
 def _run(name: str, given: dict[str, Any], work: Coroutine[Any, Any, None]) -> None:
-    """Run a service until it is signalled; trouble with its surroundings becomes words."""
+    """Run a service until it is signalled; its end in words."""
     import asyncio  # noqa: PLC0415 - not before --help has been answered
 
     from kybernate import tasks, telemetry  # noqa: PLC0415
 
     telemetry.log_to(level=given["log_level"], json=given["log_format"] == "json")
+    with _in_words(), telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
+        asyncio.run(tasks.run_until_signalled(work))
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What is wrong with the surroundings ends in words, a fault of the program in its trace."""
     try:
-        with telemetry.tracing(name, endpoint=given["otlp_endpoint"]):
-            asyncio.run(tasks.run_until_signalled(work))
+        yield
     except Exception as error:
-        raise _told(error) from error
+        from kybernate.cli.troubles import in_words  # noqa: PLC0415 - knows everything
 
-
-def _told(error: Exception) -> Exception:
-    from kybernate.cli.troubles import in_words  # noqa: PLC0415 - knows everything
-
-    return in_words(error) or error
+        if told := in_words(error):
+            raise told from error
+        raise

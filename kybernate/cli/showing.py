@@ -7,17 +7,14 @@ import click
 import msgspec
 
 from kybernate import tasks, telemetry
-from kybernate.cli.exits import Failed, Interrupted, Refused
+from kybernate.cli.exits import Interrupted
 from kybernate.embedded import demo
-from kybernate.embedded.counting import CannotCount, Counter, gpu_counter, shell_counter
+from kybernate.embedded.counting import Counter, gpu_counter, shell_counter
 
 
 def show(*, gpu: bool, json: bool) -> bool:
     """Run the demo; whether it showed what it has to show."""
-    try:
-        counter = gpu_counter() if gpu else shell_counter()
-    except CannotCount as error:
-        raise Refused(str(error)) from error
+    counter = gpu_counter() if gpu else shell_counter()
     telemetry.log_to(level="CRITICAL", json=False)
     began = time.monotonic()
 
@@ -25,10 +22,7 @@ def show(*, gpu: bool, json: bool) -> bool:
         if not json:
             click.echo(f"{time.monotonic() - began:6.2f} s  {line}")
 
-    try:
-        report = asyncio.run(_played(say, counter))
-    except demo.DemoFailed as error:
-        raise Failed(f"the demo failed: {error}") from error
+    report = asyncio.run(_played(say, counter))
     if report is None:
         raise Interrupted("interrupted; everything of the demo is removed")
     lines = [msgspec.json.encode(report).decode()] if json else [*report.timeline, report.summary]

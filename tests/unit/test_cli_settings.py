@@ -118,4 +118,4 @@ def test_no_nats_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_app, "run", run)
     result = controller("--nats", "nats://127.0.0.1:1")
     assert result.exit_code == 3
-    assert "NATS does not answer at nats://127.0.0.1:1: connection refused" in result.stderr
+    assert "kybernate: connection refused\n  what to do: see that NATS runs" in result.stderr
