@@ -2,6 +2,7 @@
 its disk holds, so that a catalogue that was lost comes back from the nodes.
 """
 
+import asyncio
 import logging
 import platform
 import time
@@ -31,6 +32,8 @@ from schemas.orders import Target
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS: Final = 60.0
+GPU_PATIENCE_SECONDS: Final = 2.0
+"""A driver that hangs must not silence the node."""
 
 
 class Registration:
@@ -128,11 +131,15 @@ class Registration:
 
     async def _gpus(self, warnings: list[NodeWarning]) -> tuple[GpuFacts, ...]:
         try:
-            warnings += await drawbacks(self._means.gpu)
-            return await self._means.gpu.facts()
+            async with asyncio.timeout(GPU_PATIENCE_SECONDS):
+                warnings += await drawbacks(self._means.gpu)
+                return await self._means.gpu.facts()
         except GpuProblem as error:
             warnings.append(NodeWarning(reason=error.reason, message=str(error)))
-            return ()
+        except TimeoutError:
+            silent = "the NVIDIA driver has not told its GPUs yet"
+            warnings.append(NodeWarning(reason=reasons.GPU_UNAVAILABLE, message=silent))
+        return ()
 
     async def _free_disk(self, warnings: list[NodeWarning]) -> int:
         try:

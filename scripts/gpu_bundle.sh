@@ -2,7 +2,7 @@
 # Packs what a GPU machine without package sources needs to run this checkout into .gpu/:
 #
 #   stack.tar.xz   containerd 2, runc, CRIU, busybox (from scripts/stack.sh), make, their libraries
-#   wheels/        the locked Python packages for CPython 3.12, the tests' own among them
+#   wheels/        the locked Python packages for CPython 3.12, the tests' own and Kybernate among them
 #
 # scripts/gpu_machine.sh unpacks it there. A bundle that is current is left alone.
 set -euo pipefail
@@ -59,6 +59,11 @@ fetch_wheels() {
         --requirement /dev/stdin "${test_packages[@]}"
 }
 
+# The checkout stands before it on the path; this is for its version and its commands.
+build_wheel() {
+    .venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$bundle/wheels" .
+}
+
 [[ -f $bundle/.recipe && $(<"$bundle/.recipe") == "$(wanted)" ]] && exit 0
 [[ $(uname -m) == x86_64 ]] || fail "the programs that are packed must be for x86-64"
 scripts/setup.sh
@@ -69,6 +74,7 @@ rm -rf "$bundle"
 mkdir -p "$bundle/wheels" "$work/stack"
 pack_stack "$work/stack"
 fetch_wheels "$work/constraints.txt"
+build_wheel
 bytes=$(du -sb "$bundle" | cut -f 1)
 ((bytes < most_bytes)) || fail "$bundle has $bytes bytes, more than $most_bytes: leave something out"
 wanted >"$bundle/.recipe"

@@ -7,7 +7,9 @@ next helper, which first looks whether the killed one had got there already.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from kybernate.tasks import jittered
 from node_worker.gpu import helper_process, protocol
@@ -25,6 +27,8 @@ from node_worker.gpu.port import (
 )
 from node_worker.gpu.protocol import Call, Fault, Reply
 from schemas.gpus import GpuFacts, GpuProcess
+
+T = TypeVar("T")
 
 ATTEMPTS = 3
 RESTART_PAUSE = 0.2
@@ -47,9 +51,9 @@ class HelperGpu:
         self._settings = settings
         self._helper: Helper | None = None
         self._starting = asyncio.Lock()
-        self._turns: dict[int, asyncio.Lock] = {}
-        self._calls: set[asyncio.Task[Reply]] = set()
-        self._inventory: protocol.Inventory | None = None
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._inventory: asyncio.Task[protocol.Inventory] | None = None
 
     async def facts(self) -> tuple[GpuFacts, ...]:
         return (await self._known()).gpus
@@ -99,24 +103,35 @@ class HelperGpu:
             await self._helper.end()
 
     async def _known(self) -> protocol.Inventory:
-        """What GPUs there are, asked once: they do not change under a running worker."""
-        if self._inventory is None:
-            reply = await self._call(protocol.AskFacts(), self._settings.call_timeout)
-            self._inventory = reply.inventory or protocol.Inventory()
-            if self._inventory.absence and self._helper:
-                await self._helper.end()
-        return self._inventory
+        """What GPUs there are, asked once: they do not change under a running worker.
+
+        A caller that does not wait for the answer leaves it to the next one.
+        """
+        if self._inventory is None or _failed(self._inventory):
+            self._inventory = self._watched(self._take_stock(), "gpu inventory")
+        return await asyncio.shield(self._inventory)
+
+    async def _take_stock(self) -> protocol.Inventory:
+        reply = await self._call(protocol.AskFacts(), self._settings.call_timeout)
+        inventory = reply.inventory or protocol.Inventory()
+        if inventory.absence and self._helper:
+            await self._helper.end()
+        return inventory
 
     async def _call(self, call: Call, timeout: float) -> Reply:
-        task = asyncio.create_task(self._in_turn(call, timeout), name=f"gpu {type(call).__name__}")
-        self._calls.add(task)
-        task.add_done_callback(self._forget)
-        reply = await asyncio.shield(task)
+        name = f"gpu {type(call).__name__}"
+        reply = await asyncio.shield(self._watched(self._in_turn(call, timeout), name))
         if reply.fault:
             raise _problem(call, reply.fault)
         return reply
 
-    def _forget(self, task: asyncio.Task[Reply]) -> None:
+    def _watched(self, work: Coroutine[Any, Any, T], name: str) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work, name=name)
+        self._calls.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
         self._calls.discard(task)
         if not task.cancelled():
             task.exception()  # its caller may be gone; asyncio would complain
@@ -125,12 +140,9 @@ class HelperGpu:
         pid = getattr(call, "pid", None)
         if pid is None:
             return await self._ask(call, timeout)
-        turn = self._turns.setdefault(pid, asyncio.Lock())
+        turn = self._turns.setdefault(pid, asyncio.Lock())  # lives while somebody waits for it
         async with turn:
-            reply = await self._ask(call, timeout)
-        if not turn.locked():
-            self._turns.pop(pid, None)
-        return reply
+            return await self._ask(call, timeout)
 
     async def _ask(self, call: Call, timeout: float) -> Reply:
         status: int | None = None
@@ -155,8 +167,16 @@ class HelperGpu:
     async def _living_helper(self) -> Helper:
         async with self._starting:
             if self._helper is None or self._helper.ended:
-                self._helper = await Helper.start(self._settings)
+                try:
+                    self._helper = await Helper.start(self._settings)
+                except OSError as error:
+                    message = f"the GPU helper process cannot be started: {error}"
+                    raise GpuUnavailable(message) from error
             return self._helper
+
+
+def _failed(task: "asyncio.Task[Any]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _problem(call: Call, fault: Fault) -> GpuProblem:

@@ -151,6 +151,26 @@ async def test_a_machine_without_gpus_needs_no_helper(world: SimulatedWorld) -> 
     assert world.gpu.helper_pid is None
 
 
+async def test_who_does_not_wait_for_the_inventory_leaves_it_to_the_next(
+    world: SimulatedWorld,
+) -> None:
+    world.gpus.fault("facts", None, Fault(kind="slow", seconds=0.5))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await world.gpu.facts()
+
+    assert len(await world.gpu.facts()) == 2
+
+
+async def test_an_inventory_that_hangs_is_asked_for_again(world: SimulatedWorld) -> None:
+    world.gpus.fault("facts", None, HANG)
+
+    async with open_gpu(world.settings(call_timeout=1.0)) as gpu:
+        with pytest.raises(GpuHung):
+            await gpu.facts()
+        assert len(await gpu.facts()) == 2
+
+
 async def test_a_helper_that_cannot_start_is_told(tmp_path: Path) -> None:
     async with open_gpu(HelperSettings(state=tmp_path / "none")) as gpu:
         with pytest.raises(GpuUnavailable, match="tried 3 times"):
