@@ -1,7 +1,7 @@
 """One gRPC call to containerd: its path, its time-out, and its failures as the port's errors."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,6 +25,12 @@ A = TypeVar("A", bound=Message)
 NAMESPACE_KEY = "containerd-namespace"
 DEADLINE = "context deadline exceeded"
 """containerd passes the deadline on, and answers so where it or its shim notices it first."""
+NAMED: Mapping[grpc.StatusCode, type[RuntimeProblem]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongState,
+}
+GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 CHANNEL_OPTIONS = (
     # containerd's server refuses the escaped socket path that grpc would send as authority
     ("grpc.default_authority", "localhost"),
@@ -66,25 +72,17 @@ class Caller:
         return answer
 
     def _problem(self, path: str, error: grpc.aio.AioRpcError, timeout: float) -> RuntimeProblem:
-        method, text = path.rpartition("/")[2], error.details() or "no details"
-        match error.code():
-            case grpc.StatusCode.NOT_FOUND:
-                return NotFound(text)
-            case grpc.StatusCode.ALREADY_EXISTS:
-                return AlreadyExists(text)
-            case grpc.StatusCode.FAILED_PRECONDITION:
-                return WrongState(text)
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return RuntimeTimedOut(f"containerd did not end {method} within {timeout:g} s")
-            case grpc.StatusCode.UNKNOWN if DEADLINE in text:
-                return RuntimeTimedOut(f"{method}: {text}")
-            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-                return RuntimeUnavailable(
-                    f"containerd does not answer on {self._socket}: {text}; "
-                    "see that it runs and that the socket's path is right"
-                )
-            case _:
-                return RuntimeFailed(f"{method}: {text}")
+        method, text, code = path.rpartition("/")[2], error.details() or "no details", error.code()
+        if (named := NAMED.get(code)) is not None:
+            return named(text)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED or DEADLINE in text:
+            return RuntimeTimedOut(f"containerd did not end {method} within {timeout:g} s")
+        if code in GONE:
+            return RuntimeUnavailable(
+                f"containerd does not answer on {self._socket}: {text}; "
+                "see that it runs and that the socket's path is right"
+            )
+        return RuntimeFailed(f"{method}: {text}")
 
 
 @contextlib.asynccontextmanager
