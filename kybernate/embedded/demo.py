@@ -127,7 +127,9 @@ class _Stage:
         say(f"checkpoint {facts.id} is durable, {text.size(facts.size)}: {before.last}")
 
         await running.remove()
-        say("killed: no process, no record and no snapshot of the container is left")
+        if Path(f"/proc/{running.pid}").exists():
+            raise DemoFailed(f"process {running.pid} outlived its container")
+        say(f"killed: neither process {running.pid} nor the container's record and files are left")
 
         restored = await self._told(say, RestoreRequest(checkpoint=facts.id))
         again = self._workloads.running(CONTAINER, _result(restored.action, Restored).pid)

@@ -187,3 +187,21 @@ async def test_up_keeps_its_state_over_a_restart(folder: Path) -> None:
         async with workloads_in(state) as workloads:
             assert await counted_on(workloads, "counter", before) == ""
         assert await host.end() == 0
+
+
+async def test_up_on_a_containerd_of_the_hosts_leaves_its_containers_running(
+    folder: Path, daemon: PrivateContainerd, workloads: Workloads
+) -> None:
+    running = await started(workloads, "counter")
+    place = ("--state", str(folder / "up"), "--containerd", str(daemon.socket))
+    arguments = ("up", *place, "--node", "here", "--listen", "127.0.0.1:0")
+    async with service(folder / "up.log", *arguments) as host:
+        env = {"KYBERNATE_SERVER": await url_of(host)}
+        await ready(env, "here")
+        output = await kybernate("checkpoint", "counter", "-n", NAMESPACE, env=env)
+        assert output.code == 0, output.stderr
+        before = running.lines()
+        restored = await kybernate("restore", output.stdout.split()[0], env=env)
+        assert restored.code == 0, restored.stderr
+        assert await host.end() == 0
+    assert await counted_on(workloads, "counter", before) == ""

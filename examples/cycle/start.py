@@ -1,0 +1,38 @@
+"""Start a container in the private containerd of a running `kybernate up`.
+
+    .venv/bin/python examples/cycle/start.py [--state /var/lib/kybernate] NAME [PROGRAM ARGUMENT…]
+
+Without a program it is a shell that counts and holds a random token in its memory. Its root
+filesystem is busybox. Prints the file that its output goes to.
+"""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from kybernate.embedded.containerd import PrivateContainerd
+from kybernate.embedded.counting import shell_counter
+from kybernate.embedded.oci import Workload
+from kybernate.embedded.stack import find_stack
+from kybernate.embedded.workload import Workloads
+from node_worker.containerd.client import connect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, default=Path("/var/lib/kybernate"))
+    parser.add_argument("name")
+    parser.add_argument("program", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    workload = Workload(args=tuple(given.program)) if given.program else shell_counter().workload
+    print(asyncio.run(start(given.state, given.name, workload)))
+
+
+async def start(state: Path, name: str, workload: Workload) -> Path:
+    daemon = PrivateContainerd(find_stack(), state / "containerd")
+    async with connect(daemon.socket) as runtime:
+        return (await Workloads(daemon, runtime).start_container(name, workload)).log
+
+
+if __name__ == "__main__":
+    main()
