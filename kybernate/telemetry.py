@@ -137,6 +137,7 @@ def _finished(span: ReadableSpan) -> FinishedSpan:
 class _Current:
     """The tracer in use; ids without recording until `tracing` sets up more."""
 
+    recording = False
     tracer: Tracer = TracerProvider(sampler=ParentBased(ALWAYS_OFF)).get_tracer("kybernate")
 
 
@@ -156,12 +157,12 @@ def tracing(
         provider.add_span_processor(BatchSpanProcessor(exporter))
     if collector:
         provider.add_span_processor(SimpleSpanProcessor(collector))
-    before = _Current.tracer
-    _Current.tracer = provider.get_tracer("kybernate")
+    before = _Current.tracer, _Current.recording
+    _Current.tracer, _Current.recording = provider.get_tracer("kybernate"), wanted
     try:
         yield
     finally:
-        _Current.tracer = before
+        _Current.tracer, _Current.recording = before
         provider.shutdown()
 
 
@@ -177,7 +178,14 @@ def span(
     *,
     kind: SpanKind = SpanKind.INTERNAL,
 ) -> Iterator[Span]:
-    """A span around the block; an exception that leaves it marks it as failed."""
+    """A span around the block; an exception that leaves it marks it as failed.
+
+    Where nothing is recorded, one span that gives its id is enough for a whole trace.
+    """
+    around = trace.get_current_span()
+    if not _Current.recording and around.get_span_context().is_valid:
+        yield around
+        return
     with _Current.tracer.start_as_current_span(name, attributes=attributes, kind=kind) as current:
         yield current
 

@@ -4,8 +4,7 @@ A task (`serve`) owns the connection: it opens one, watches it, and opens the ne
 gone. nats-py's own reconnecting is off: it gives up for good on some errors (an authorisation
 that lapsed), and it keeps what is published meanwhile to send it when nobody waits any more.
 
-All requests share one inbox; a reply finds its request by the last token of its subject.
-Whoever waits is told at once when the connection is lost.
+All requests share one inbox. Whoever waits is told at once when the connection is lost.
 """
 
 import asyncio
@@ -14,8 +13,8 @@ import logging
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import nats.errors
@@ -31,6 +30,7 @@ from kybernate.bus.port import (
     NotPermitted,
     TooLarge,
 )
+from kybernate.bus.replies import Handler, Replies, fresh
 from kybernate.tasks import backoff
 from schemas.names import node_token
 
@@ -45,7 +45,15 @@ _VIOLATION = re.compile(r'(?i)permissions violation for (?:publish|subscription)
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Msg], None]
+
+class LeanClient(Client):
+    """nats-py's, with a header parser that takes a quarter of the time."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """Each line is a name, a colon and a value; what is no such line is left out."""
+        fields = (line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n"))
+        return {name: value.strip() for name, colon, value in fields if colon}
 
 
 class Listener(msgspec.Struct, eq=False):
@@ -65,17 +73,8 @@ class Link:
         self._changed = asyncio.Condition()
         self._inbox_refused: NotPermitted | None = None
         self._problem: BusProblem = BusUnavailable("NATS was not reached yet")
-        self._waiting: dict[asyncio.Future[Msg], str] = {}
-        self._replies: dict[str, Handler] = {}
-        self._tokens = itertools.count()
-        self._listeners: set[Listener] = {Listener(f"{self.inbox}.r.*", self._reply)}
-
-    def new_token(self) -> str:
-        return str(next(self._tokens))
-
-    def new_inbox(self) -> str:
-        """A subject below which only this link listens."""
-        return f"{self.inbox}.{self.new_token()}"
+        self.replies = Replies(f"{self.inbox}.r")
+        self._listeners: set[Listener] = {Listener(f"{self.inbox}.r.*", self.replies.take)}
 
     @property
     def connected(self) -> bool:
@@ -102,9 +101,9 @@ class Link:
             async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS), self._changed:
                 await self._changed.wait_for(lambda: self.connected or self._refused)
         except TimeoutError:
-            raise _fresh(self._problem) from None
+            raise fresh(self._problem) from None
         if not self.connected:
-            raise _fresh(self._problem)
+            raise fresh(self._problem)
 
     @property
     def _refused(self) -> bool:
@@ -123,7 +122,7 @@ class Link:
             await self.ready()
         client = self._client
         if client is None:
-            raise _fresh(self._problem)
+            raise fresh(self._problem)
         try:
             await client.publish(subject, payload, reply, headers)
         except nats.errors.MaxPayloadError as error:
@@ -135,37 +134,12 @@ class Link:
         self, subject: str, payload: bytes, headers: dict[str, str] | None = None
     ) -> Msg:
         """The one reply to a message, whatever its status says."""
-        with (
-            self.waiting(subject, OPERATION_TIMEOUT_SECONDS) as answered,
-            self.replies(_setter(answered)) as reply,
-        ):
-            await self.send(subject, payload, reply=reply, headers=headers)
-            return await answered
-
-    @contextmanager
-    def replies(self, handler: Handler) -> Iterator[str]:
-        """A reply subject whose messages go to the handler while the block runs."""
-        token = self.new_token()
-        self._replies[token] = handler
+        token, wait = self.replies.begin(subject, OPERATION_TIMEOUT_SECONDS)
         try:
-            yield f"{self.inbox}.r.{token}"
+            await self.send(subject, payload, reply=wait.reply, headers=headers)
+            return await wait.answered
         finally:
-            del self._replies[token]
-
-    @contextmanager
-    def waiting(self, subject: str, seconds: float) -> Iterator["asyncio.Future[Msg]"]:
-        """A future that fails when time is up, the connection lost, or the subject refused."""
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Msg] = loop.create_future()
-        timer = loop.call_later(seconds, _time_out, answered, subject, seconds)
-        self._waiting[answered] = subject
-        try:
-            yield answered
-        finally:
-            timer.cancel()
-            del self._waiting[answered]
-            if answered.done() and not answered.cancelled():
-                answered.exception()  # seen: nobody may wait for it any more
+            self.replies.finish(token, wait)
 
     @asynccontextmanager
     async def listening(self, subject: str, handler: Handler) -> AsyncIterator[None]:
@@ -184,20 +158,20 @@ class Link:
         """The server tells a refusal before it answers the flush."""
         client = self._client
         if client is None:
-            raise _fresh(self._problem)
-        with self.waiting(listener.subject, OPERATION_TIMEOUT_SECONDS) as refused:
+            raise fresh(self._problem)
+        with self.replies.waiting(listener.subject, OPERATION_TIMEOUT_SECONDS) as refusal:
             try:
                 if listener.subscription is None:
                     await _subscribe(client, listener)
                 await _flush(client)
             except nats.errors.Error as error:
                 raise BusUnavailable(f"cannot listen to {listener.subject}: {error}") from error
-            if refused.done():
-                await refused
+            if refusal.answered.done():
+                await refusal.answered
 
     @asynccontextmanager
     async def _connection(self, server: str) -> AsyncIterator[Client]:
-        client = Client()
+        client = LeanClient()
         try:
             async with asyncio.timeout(OPERATION_TIMEOUT_SECONDS):
                 await self._open(client, server)
@@ -221,6 +195,7 @@ class Link:
             ping_interval=PING_SECONDS,
             inbox_prefix=self.inbox,
             pending_size=PENDING_BYTES,
+            skip_subject_validation=True,  # they are made by schemas.names, keys are checked
             user_credentials=str(credentials) if credentials else None,
             tls=_tls(self._settings),
         )
@@ -246,8 +221,7 @@ class Link:
         """Remember what is wrong and tell it to everybody who waits."""
         repeated = str(problem) == str(self._problem)
         log.log(logging.DEBUG if repeated else logging.WARNING, "%s", problem)
-        for answered in self._waiting:
-            _fail(answered, problem)
+        self.replies.fail(problem)
         async with self._changed:
             self._problem = problem
             self._changed.notify_all()
@@ -262,14 +236,7 @@ class Link:
         log.debug("%s", problem)
         if subject.lower().startswith(self.inbox.lower()):
             self._inbox_refused = problem
-        for answered, wanted in self._waiting.items():
-            if wanted.lower() == subject.lower():
-                _fail(answered, problem)
-
-    def _reply(self, message: Msg) -> None:
-        handler = self._replies.get(message.subject.rpartition(".")[2])
-        if handler is not None:  # whoever waited may have given up
-            handler(message)
+        self.replies.fail(problem, subject=subject)
 
 
 async def _subscribe(client: Client, listener: Listener) -> None:
@@ -328,25 +295,3 @@ def _problem_of(error: Exception) -> BusProblem:
     if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
         return NotPermitted(f"NATS refuses these credentials: {said}")
     return BusUnavailable(f"NATS cannot be reached: {said}")
-
-
-def _fresh(problem: BusProblem) -> BusProblem:
-    """The same problem as an exception of its own, as several tasks may raise it."""
-    return type(problem)(*problem.args)
-
-
-def _fail(answered: "asyncio.Future[Msg]", problem: BusProblem) -> None:
-    if not answered.done():
-        answered.set_exception(_fresh(problem))
-
-
-def _time_out(answered: "asyncio.Future[Msg]", subject: str, seconds: float) -> None:
-    _fail(answered, BusUnavailable(f"NATS did not answer on {subject} within {seconds:.1f} s"))
-
-
-def _setter(answered: "asyncio.Future[Msg]") -> Handler:
-    def take(message: Msg) -> None:
-        if not answered.done():
-            answered.set_result(message)
-
-    return take

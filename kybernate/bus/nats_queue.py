@@ -20,6 +20,7 @@ from kybernate.bus.port import (
     Delivery,
     QueueMissing,
 )
+from kybernate.bus.replies import Wait
 
 STATUS: Final = "Status"
 DESCRIPTION: Final = "Description"
@@ -90,7 +91,7 @@ class NatsQueue:
         self._lifetime = lifetime
         self._name = f"{stream}/{consumer}"
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._inbox = link.new_inbox()
+        self._inbox = f"{link.inbox}.{consumer}"
         self._listens = False
         self._turn = asyncio.Lock()
         self._arrived: deque[Msg] = deque()
@@ -128,12 +129,12 @@ class NatsQueue:
 
     async def _pull(self, request: PullRequest, *, patience: float) -> None:
         """Ask for messages, and wait until the server has sent the last of them."""
-        with self._link.waiting(self._next, patience) as ended:
-            self._round = Round(ended, request.batch, self._link.new_token())
+        with self._link.replies.waiting(self._next, patience) as wait:
+            self._round = Round(wait, request.batch)
             try:
                 reply = f"{self._inbox}.{self._round.token}"
                 await self._link.send(self._next, msgspec.json.encode(request), reply=reply)
-                self._judge(await ended)
+                self._judge(await wait.answered)
             finally:
                 self._round = None
 
@@ -163,12 +164,12 @@ class NatsQueue:
 class Round:
     """One asking: how many messages may still come, and who waits for the last."""
 
-    __slots__ = ("_ended", "_left", "token")
+    __slots__ = ("_left", "_wait", "token")
 
-    def __init__(self, ended: "asyncio.Future[Msg]", left: int, token: str) -> None:
-        self._ended = ended
+    def __init__(self, wait: Wait, left: int) -> None:
+        self._wait = wait
         self._left = left
-        self.token = token
+        self.token = wait.reply.rpartition(".")[2]
 
     def counted(self) -> bool:
         """One more has come; whether it was the last."""
@@ -176,8 +177,7 @@ class Round:
         return self._left <= 0
 
     def end(self, message: Msg) -> None:
-        if not self._ended.done():
-            self._ended.set_result(message)
+        self._wait.end(message)
 
 
 def _status(message: Msg) -> str:

@@ -133,17 +133,16 @@ class NatsTable(Generic[T]):
         """The next stored messages, none missing between them; none at all after the last."""
         request = BatchGet(seq=position + 1, batch=_BATCH, next_by_subj=f"{self._prefix}>")
         messages: list[Msg] = []
-        with self._link.waiting(self._get_call, OPERATION_TIMEOUT_SECONDS) as ended:
 
-            def take(message: Msg) -> None:
-                if not _status(message):
-                    messages.append(message)
-                elif not ended.done():
-                    ended.set_result(message)
+        def take(message: Msg) -> None:
+            if _status(message):
+                wait.end(message)
+            else:
+                messages.append(message)
 
-            with self._link.replies(take) as reply:
-                await self._link.send(self._get_call, msgspec.json.encode(request), reply=reply)
-                last = await ended
+        with self._link.replies.waiting(self._get_call, OPERATION_TIMEOUT_SECONDS, take) as wait:
+            await self._link.send(self._get_call, msgspec.json.encode(request), reply=wait.reply)
+            last = await wait.answered
         self._refuse_missing(last)
         if _status(last) == _NOT_FOUND:
             return []
