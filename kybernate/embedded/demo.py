@@ -30,6 +30,8 @@ from schemas.requests import CheckpointRequest, Request, RestoreRequest
 NODE = "demo"
 CONTAINER = "counter"
 COUNTS = 5
+COUNT_TIMEOUT = 300.0
+"""Loading PyTorch and filling a GPU takes its time."""
 SPAN_DEMO = "demo"
 
 Say = Callable[[str], None]
@@ -113,7 +115,9 @@ class _Stage:
         running = await self._workloads.start_container(
             CONTAINER, counter.workload, python=counter.python
         )
-        await running.wait_for(lambda lines: len(counted(lines).tokens) >= COUNTS)
+        await running.wait_for(
+            lambda lines: len(counted(lines).tokens) >= COUNTS, timeout=COUNT_TIMEOUT
+        )
         say(f"container {CONTAINER} runs as pid {running.pid}: {counted(running.lines()).last}")
         return running
 
