@@ -25,6 +25,7 @@ from node_worker.holding import HeldNotes, Holding
 from node_worker.host import with_criu
 from node_worker.surroundings import numbered_inside
 from node_worker.threads import in_thread
+from node_worker.watches import named_watches
 from schemas import reasons
 from schemas.manifest import (
     IMAGES_FOLDER,
@@ -109,6 +110,8 @@ class CheckpointActor(StepActor[HeldNotes]):
         (staging / IMAGES_FOLDER).mkdir(mode=0o700)
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(mode=0o700, parents=True)
+        if names := named_watches(self._held.seen.processes, self._held.task.pid):
+            criu_images.write_names(self._work, names)
         return staging
 
     async def _unstage(self, _: HeldNotes) -> None:

@@ -1,16 +1,21 @@
-"""Reads the few CRIU images that matter here, and makes copies in which connections are closed.
+"""Reads the few CRIU images that matter here, and makes copies that can be restored.
 
 A connection to a peer outside the container cannot be taken to another place: the peer does not
 know. It is closed instead, as the process would see it when the network goes away: reading and
 writing fail, polling reports a hang-up. Connections over the loopback live on, because both ends
-are in the images. `files.img` alone says which is which; every other image is linked, not copied.
+are in the images.
+
+A periodic timer that has run out since it was last read has no next time in its image, and CRIU
+would restore it disarmed. It gets its period as the time until then.
+
+`files.img` alone holds all of this; every other image is linked, not copied.
 """
 
 import ipaddress
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -18,19 +23,24 @@ from typing import Final
 import msgspec
 
 from node_worker import protowire
-from node_worker.protowire import VARINT, Field, Malformed
+from node_worker.protowire import BYTES, VARINT, Field, Malformed
 
 FILES_IMAGE: Final = "files.img"
 PROCESSES_IMAGE: Final = "pstree.img"
+NAMES_IMAGE: Final = "irmap-cache"
 
 _COMMON_MAGIC: Final = 0x54564319
+_SERVICE_MAGIC: Final = 0x55105940
 _FILES_MAGIC: Final = 0x56303138
 _PROCESSES_MAGIC: Final = 0x50273030
+_NAMES_MAGIC: Final = 0x57004059
 _HEADER: Final = struct.Struct("<II")
 _LENGTH: Final = struct.Struct("<I")
 
-_INET_SOCKET: Final = 4  # the kind of an entry of files.img, and the number of its field
 _KIND_FIELD: Final = 1
+_INET_SOCKET: Final = 4  # the kind of an entry of files.img, and the number of its field
+_TIMER_KIND: Final = 17
+_TIMER: Final = 12
 _TCP: Final = 6
 _DATAGRAM_PROTOCOLS: Final = frozenset({17, 136})
 _TCP_CLOSE: Final = 7
@@ -49,6 +59,16 @@ class _Socket(IntEnum):
     SOURCE_ADDRESS = 11
     PEER_ADDRESS = 12
     SHUT_DOWN = 19
+
+
+class _Timer(IntEnum):
+    """Numbers of the fields of a timer that is read from a descriptor."""
+
+    TICKS = 5
+    LEFT_SECONDS = 7
+    LEFT_NANOSECONDS = 8
+    PERIOD_SECONDS = 9
+    PERIOD_NANOSECONDS = 10
 
 
 class ImagesUnreadable(Exception):
@@ -76,6 +96,15 @@ class ImageProcess(msgspec.Struct, frozen=True, kw_only=True):
     threads: tuple[int, ...]
 
 
+class NamedInode(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the container by its number and by its path in the container."""
+
+    device: int
+    """As the kernel writes it: the major number, then 20 bits of the minor one."""
+    inode: int
+    path: str
+
+
 def connections(images: Path) -> tuple[Connection, ...]:
     """All connected internet sockets, TCP and connected UDP."""
     sockets = [_inet_socket(entry) for entry in _entries(images / FILES_IMAGE, _FILES_MAGIC)]
@@ -99,8 +128,15 @@ def processes(images: Path) -> tuple[ImageProcess, ...]:
     )
 
 
-def copy_closed(images: Path, copy: Path) -> tuple[Connection, ...]:
-    """Make `copy`, the same images with the outside connections closed; returns those.
+def needs_changes(images: Path) -> bool:
+    """Whether they can only be restored as a changed copy."""
+    entries = _entries(images / FILES_IMAGE, _FILES_MAGIC)
+    return any(_changed_entry(fields) is not fields for fields in entries)
+
+
+def copy_changed(images: Path, copy: Path) -> tuple[Connection, ...]:
+    """Make `copy`, the same images with the outside connections closed and timers that go on;
+    returns those connections.
 
     Both folders must lie on one file system, or everything is copied.
     """
@@ -109,30 +145,71 @@ def copy_closed(images: Path, copy: Path) -> tuple[Connection, ...]:
     copy.mkdir(mode=0o700)
     for image in sorted(images.iterdir()):
         if image.name == FILES_IMAGE:
-            _rewrite(image, copy / image.name, {one.inode for one in closed})
+            entries = _entries(image, _FILES_MAGIC)
+            changed = [_changed_entry(fields) for fields in entries]
+            _write(copy / image.name, (_COMMON_MAGIC, _FILES_MAGIC), changed)
         elif image.name not in unwanted:
             _link(image, copy / image.name)
     return closed
 
 
-def _rewrite(source: Path, target: Path, inodes: set[int]) -> None:
-    entries = [_closed_entry(fields, inodes) for fields in _entries(source, _FILES_MAGIC)]
-    raw = [protowire.encode(fields) for fields in entries]
-    with target.open("xb") as file:
-        target.chmod(0o600)
-        file.write(_HEADER.pack(_COMMON_MAGIC, _FILES_MAGIC))
-        for entry in raw:
-            file.write(_LENGTH.pack(len(entry)) + entry)
+def write_names(work: Path, names: Sequence[NamedInode]) -> None:
+    """Tell the CRIU that will work in this folder the names of inodes."""
+    entries = [
+        [
+            Field(1, VARINT, name.device),
+            Field(2, VARINT, name.inode),
+            Field(3, BYTES, os.fsencode(name.path)),
+        ]
+        for name in names
+    ]
+    _write(work / NAMES_IMAGE, (_SERVICE_MAGIC, _NAMES_MAGIC), entries)
 
 
-def _closed_entry(fields: list[Field], inodes: set[int]) -> list[Field]:
-    inner = _inet_socket(fields)
-    if not inner or protowire.number(inner, _Socket.INODE) not in inodes:
-        return fields
-    closed = protowire.encode(_closed_socket(inner))
+def _write(path: Path, magic: tuple[int, int], entries: Iterable[list[Field]]) -> None:
+    with path.open("xb") as file:
+        path.chmod(0o600)
+        file.write(_HEADER.pack(*magic))
+        for raw in map(protowire.encode, entries):
+            file.write(_LENGTH.pack(len(raw)) + raw)
+
+
+def _changed_entry(fields: list[Field]) -> list[Field]:
+    """The entry as it is to be restored; the same object where nothing changes."""
+    if (socket := _inet_socket(fields)) and _is_outside(socket):
+        return _with_part(fields, _INET_SOCKET, _closed_socket(socket))
+    if (timer := _part(fields, _TIMER_KIND, _TIMER)) and _stands_still(timer):
+        return _with_part(fields, _TIMER, _going_timer(timer))
+    return fields
+
+
+def _with_part(fields: list[Field], number: int, part: list[Field]) -> list[Field]:
+    raw = protowire.encode(part)
+    return [Field(number, field.kind, raw) if field.number == number else field for field in fields]
+
+
+def _is_outside(socket: list[Field]) -> bool:
+    found = _connection(socket)
+    return found is not None and found.outside
+
+
+def _stands_still(timer: list[Field]) -> bool:
+    left = (_Timer.LEFT_SECONDS, _Timer.LEFT_NANOSECONDS)
+    period = (_Timer.PERIOD_SECONDS, _Timer.PERIOD_NANOSECONDS)
+    return (
+        protowire.number(timer, _Timer.TICKS) > 0
+        and not any(protowire.number(timer, field) for field in left)
+        and any(protowire.number(timer, field) for field in period)
+    )
+
+
+def _going_timer(timer: list[Field]) -> list[Field]:
+    seconds = protowire.number(timer, _Timer.PERIOD_SECONDS)
+    nanoseconds = protowire.number(timer, _Timer.PERIOD_NANOSECONDS)
     return [
-        Field(field.number, field.kind, closed) if field.number == _INET_SOCKET else field
-        for field in fields
+        *protowire.without(timer, _Timer.LEFT_SECONDS, _Timer.LEFT_NANOSECONDS),
+        Field(_Timer.LEFT_SECONDS, VARINT, seconds),
+        Field(_Timer.LEFT_NANOSECONDS, VARINT, nanoseconds),
     ]
 
 
@@ -165,9 +242,14 @@ def _closed_socket(fields: list[Field]) -> list[Field]:
 
 def _inet_socket(fields: list[Field]) -> list[Field]:
     """The fields of the internet socket that an entry describes; none when it is another file."""
-    if protowire.number(fields, _KIND_FIELD) != _INET_SOCKET:
+    return _part(fields, _INET_SOCKET, _INET_SOCKET)
+
+
+def _part(fields: list[Field], kind: int, number: int) -> list[Field]:
+    """What an entry of that kind says of its file; none when it is of another kind."""
+    if protowire.number(fields, _KIND_FIELD) != kind:
         return []
-    raw = protowire.blob(fields, _INET_SOCKET)
+    raw = protowire.blob(fields, number)
     return _understood(protowire.decode, raw, FILES_IMAGE) if raw else []
 
 

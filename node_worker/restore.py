@@ -184,14 +184,14 @@ class RestoreActor(StepActor[RestoreNotes]):
         await rootfs.apply(self._mounts, self._folder / ROOTFS_FILE)
 
     def _prepare_images(self) -> Path:
-        """The images, as a copy with closed connections where peers outside would be missed."""
+        """The images; a changed copy of them where CRIU could not restore them well."""
         self._clear_folders()
         self._work.mkdir(mode=0o700, parents=True)
         images = self._folder / IMAGES_FOLDER
-        if not criu_images.outside_connections(images):
+        if not criu_images.needs_changes(images):
             return images
         copy = self._means.store.scratch(self._job.id) / IMAGES_FOLDER
-        criu_images.copy_closed(images, copy)
+        criu_images.copy_changed(images, copy)
         return copy
 
     async def _remove_snapshot(self, notes: RestoreNotes) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kybernate.embedded.stack import find_stack
-from node_worker.criu_images import connections, copy_closed, processes
+from node_worker.criu_images import connections, copy_changed, processes
 from tests.support import connected_workload
 
 NETWORK = "workload"
@@ -91,7 +91,7 @@ def test_connections_inside_live_on_and_those_to_outside_are_closed(tmp_path: Pa
         process.wait()
 
         assert [one.pid for one in processes(images)] == [pid]
-        closed = copy_closed(images, copy)
+        closed = copy_changed(images, copy)
         assert {one.peer.split(":")[0] for one in closed} == {connected_workload.OUTSIDE}
         assert sorted(one.protocol for one in closed) == ["tcp", "tcp", "udp"]
         assert sorted(one.protocol for one in connections(copy)) == ["tcp"] * 4

@@ -37,6 +37,7 @@ ANIMALS = (
     "few_capabilities",
     "file_locks",
     "inotify",
+    "inotify_on_tmpfs",
     "limits_and_surroundings",
     "mapped_files",
     "memory_file",

@@ -10,7 +10,8 @@ from node_worker import protowire
 from node_worker.criu_images import (
     ImagesUnreadable,
     connections,
-    copy_closed,
+    copy_changed,
+    needs_changes,
     outside_connections,
     processes,
 )
@@ -96,7 +97,7 @@ def test_in_the_copy_only_the_outside_connections_are_closed(tmp_path: Path) -> 
     images = folder_of(tmp_path / "images", *ALL)
     before = (images / "files.img").read_bytes()
 
-    closed = copy_closed(images, tmp_path / "copy")
+    closed = copy_changed(images, tmp_path / "copy")
 
     assert closed == outside_connections(images)
     assert {one.inode for one in connections(tmp_path / "copy")} == {0x11, 0x12, 0x13}
@@ -113,7 +114,7 @@ def test_a_closed_socket_is_an_unconnected_one_and_keeps_what_is_not_known_here(
 ) -> None:
     images = folder_of(tmp_path / "images", LOOPBACK, OUTSIDE_6)
 
-    copy_closed(images, tmp_path / "copy")
+    copy_changed(images, tmp_path / "copy")
 
     closed = inet_socket(0xAC, ("::", 0), ("::", 0), state=CLOSE)
     rewritten = (tmp_path / "copy/files.img").read_bytes()
@@ -125,7 +126,7 @@ def test_a_closed_socket_is_an_unconnected_one_and_keeps_what_is_not_known_here(
 
 def test_a_datagram_socket_keeps_its_port(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", RESOLVER)
-    copy_closed(images, tmp_path / "copy")
+    copy_changed(images, tmp_path / "copy")
     raw = (tmp_path / "copy/files.img").read_bytes()
     assert protowire.encode([Field(7, VARINT, 41000)]) in raw
 
@@ -133,9 +134,51 @@ def test_a_datagram_socket_keeps_its_port(tmp_path: Path) -> None:
 def test_without_outside_connections_the_copy_is_the_same(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "images", LOOPBACK, LISTENER)
 
-    assert copy_closed(images, tmp_path / "copy") == ()
+    assert copy_changed(images, tmp_path / "copy") == ()
     for path in images.iterdir():
         assert (tmp_path / "copy" / path.name).read_bytes() == path.read_bytes()
+
+
+def timer(ticks: int, left: tuple[int, int], period: tuple[int, int]) -> bytes:
+    numbers = [(1, 9), (2, 2), (4, 1), (5, ticks), (6, 0), (7, left[0]), (8, left[1])]
+    numbers += [(9, period[0]), (10, period[1]), (99, 4)]
+    inner = [Field(3, BYTES, b""), *(Field(number, VARINT, value) for number, value in numbers)]
+    body = Field(12, BYTES, protowire.encode(inner))
+    return protowire.encode([Field(1, VARINT, 17), Field(2, VARINT, 9), body])
+
+
+def test_a_periodic_timer_that_ran_out_goes_on_after_its_period(tmp_path: Path) -> None:
+    raw = image(FILES, REGULAR_FILE, timer(3, (0, 0), (2, 500)))
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "files.img").write_bytes(raw)
+    assert needs_changes(images)
+
+    assert copy_changed(images, tmp_path / "copy") == ()
+
+    written = (tmp_path / "copy/files.img").read_bytes()
+    last = protowire.decode(written[len(image(FILES, REGULAR_FILE)) + 4 :])
+    changed = protowire.decode(protowire.blob(last, 12) or b"")
+    wanted = protowire.decode(timer(3, (2, 500), (2, 500)))
+    assert sorted(map(repr, changed)) == sorted(
+        map(repr, protowire.decode(protowire.blob(wanted, 12) or b""))
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        timer(0, (0, 0), (2, 500)),  # not armed
+        timer(3, (0, 0), (0, 0)),  # ran out once and for all
+        timer(3, (0, 7), (2, 500)),
+        REGULAR_FILE,
+        entry(LOOPBACK),
+        entry(LISTENER),
+    ],
+)
+def test_what_can_be_restored_as_it_is_is_not_copied(tmp_path: Path, other: bytes) -> None:
+    (tmp_path / "files.img").write_bytes(image(FILES, other))
+    assert not needs_changes(tmp_path)
 
 
 def test_the_process_tree_is_read(tmp_path: Path) -> None:
@@ -173,7 +216,7 @@ def test_an_image_that_is_not_understood_is_an_error(tmp_path: Path, raw: bytes)
 
 def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImagesUnreadable, match=r"files\.img"):
-        copy_closed(tmp_path, tmp_path / "copy")
+        copy_changed(tmp_path, tmp_path / "copy")
 
 
 FIELDS = st.one_of(

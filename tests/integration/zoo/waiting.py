@@ -101,21 +101,43 @@ def epoll_and_eventfd() -> Iterator[None]:
 
 @animal
 def inotify() -> Iterator[None]:
-    folder = Path("/var/tmp/watched")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "file").write_text("before")
+    """A folder and a file of the root filesystem that are watched."""
+    yield from _watching(Path("/var/tmp/watched"))
+
+
+@animal
+def inotify_on_tmpfs() -> Iterator[None]:
+    yield from _watching(Path("/dev/shm/watched"))
+
+
+def _watching(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    file = folder / "file"
+    file.write_text("before")
     descriptor = LIBC.inotify_init1(os.O_NONBLOCK)
-    watch = LIBC.inotify_add_watch(descriptor, str(folder).encode(), IN_MODIFY)
-    expect(watch > 0, "no watch")
+    watches = [
+        LIBC.inotify_add_watch(descriptor, str(path).encode(), IN_MODIFY) for path in (folder, file)
+    ]
+    expect(min(watches) > 0, "no watch")
     yield
     while True:
-        with (folder / "file").open("a") as file:
-            file.write("more")
+        with file.open("a") as opened:
+            opened.write("more")
         readable, _, _ = select.select([descriptor], [], [], 5)
         expect(readable, "no event came")
-        event = struct.unpack_from("iIII", os.read(descriptor, 4096))
-        expect(event[:2] == (watch, IN_MODIFY), f"the event is {event}")
+        expect(_events(os.read(descriptor, 4096)) == set(watches), "a watch is lost")
         yield
+
+
+def _events(raw: bytes) -> set[int]:
+    """The watches that were modified."""
+    seen, place = set(), 0
+    while place < len(raw):
+        watch, mask, _, length = struct.unpack_from("iIII", raw, place)
+        expect(mask == IN_MODIFY, f"the event is {mask}")
+        seen.add(watch)
+        place += 16 + length
+    return seen
 
 
 @animal
