@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 bundle=.gpu
 most_bytes=$((60 * 1000 * 1000))
 stack=${KYBERNATE_STACK:-${XDG_CACHE_HOME:-$HOME/.cache}/kybernate/stack}
+# Pure Python that is published without a wheel.
+source_packages=(nkeys)
 test_packages=(pytest pytest-asyncio pytest-timeout hypothesis nvidia-ml-py)
 glibc_minors=(17 24 26 27 28 31 34 35)
 
@@ -52,7 +54,10 @@ fetch_wheels() {
     for minor in "${glibc_minors[@]}"; do
         platforms+=(--platform "manylinux_2_${minor}_x86_64")
     done
+    .venv/bin/python -m pip wheel --quiet --no-deps --constraint "$constraints" \
+        --wheel-dir "$bundle/wheels" "${source_packages[@]}"
     dependencies | .venv/bin/python -m pip download --quiet --only-binary=:all: \
+        --find-links "$bundle/wheels" \
         --python-version 3.12 --implementation cp "${platforms[@]}" \
         --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
         --constraint "$constraints" --dest "$bundle/wheels" \

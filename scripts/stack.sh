@@ -19,7 +19,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 stack=${KYBERNATE_STACK:-${XDG_CACHE_HOME:-$HOME/.cache}/kybernate/stack}
-recipe=$(sha256sum <"$here/stack.sh")
+recipe=$(cat "$here/stack.sh" "$here/private-apt.sh" | sha256sum)
 build_packages=(
     dpkg-dev gcc libc6-dev libcap-dev libnet1-dev libnftables-dev libnl-3-dev libprotobuf-c-dev
     libprotobuf-dev make pkg-config protobuf-c-compiler protobuf-compiler uuid-dev xz-utils
@@ -28,62 +28,6 @@ build_packages=(
 say() { printf 'stack: %s\n' "$*"; }
 fail() { printf 'stack: %s\n' "$*" >&2; exit 1; }
 ready() { [[ -f $stack/.recipe && $(<"$stack/.recipe") == "$recipe" ]]; }
-
-# The machine's first package source of its own release, as a deb822 paragraph of type $1, release $2.
-source_of() {
-    local file
-    for file in /etc/apt/sources.list.d/*.sources; do
-        [[ -e $file ]] || continue
-        awk -v RS= -v type="$1" -v ours="$codename" -v theirs="$2" '
-            $0 !~ "(^|\n)Suites:[^\n]* ?" ours "( |\n|$)" || tolower($0) ~ /(^|\n)enabled: *no/ {next}
-            {
-                sub(/(^|\n)Types:[^\n]*/, "\nTypes: " type)
-                sub(/\nSuites:[^\n]*/, "\nSuites: " theirs)
-                sub(/\nComponents:[^\n]*/, "\nComponents: main")
-                print; print ""; found = 1; exit
-            }
-            END {exit !found}' "$file" && return
-    done
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-        [[ -e $file ]] || continue
-        awk -v type="$1" -v ours="$codename" -v theirs="$2" '
-            $1 != "deb" {next}
-            {options = ""; at = 2}
-            $2 ~ /^\[/ {while ($at !~ /\]$/) options = options " " $(at++); options = options " " $(at++)}
-            $(at + 1) != ours {next}
-            {
-                print "Types: " type "\nURIs: " $at "\nSuites: " theirs "\nComponents: main"
-                if (match(options, /signed-by=[^] ]*/)) print "Signed-By: " substr(options, RSTART + 10, RLENGTH - 10)
-                print ""; found = 1; exit
-            }
-            END {exit !found}' "$file" && return
-    done
-    return 1
-}
-
-configure_apt() {
-    mkdir -p "$work"/apt/lists/partial "$work"/apt/archives/partial
-    { source_of deb bookworm && source_of deb trixie && source_of deb sid && source_of deb-src sid; } \
-        >"$work/apt/stack.sources" || fail "found no package source of $codename in /etc/apt"
-    cat >"$work/apt/apt.conf" <<-END
-	Dir::Etc::SourceList "$work/apt/stack.sources";
-	Dir::Etc::SourceParts "/dev/null";
-	Dir::State::Lists "$work/apt/lists";
-	Dir::State::Status "/dev/null";
-	Dir::Cache "$work/apt";
-	Dir::Cache::pkgcache "pkgcache.bin";
-	Dir::Cache::srcpkgcache "srcpkgcache.bin";
-	APT::Sandbox::User "root";
-	Acquire::Languages "none";
-	Acquire::Retries "3";
-	END
-}
-
-# Runs apt-get with the private configuration and shows what it said only if it failed.
-private_apt() {
-    apt-get --config-file "$work/apt/apt.conf" -q "$@" >"$work/apt.log" 2>&1 ||
-        { cat "$work/apt.log" >&2; return 1; }
-}
 
 fetch() {
     say "fetching containerd 1.6, 1.7 and 2, runc, busybox and CRIU's source"
@@ -162,7 +106,6 @@ install_build_packages() {
 ready && exit 0
 [[ $(uname -s) == Linux && -n $(command -v apt-get) ]] ||
     fail "needs Debian 12 or 13; elsewhere fill $stack as the head of this script says"
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 mkdir -p "$(dirname "$stack")"
 exec 9>"$stack.lock"
 flock 9
@@ -171,7 +114,8 @@ ready && exit 0
 work=$(mktemp -d "$stack.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work"/{packages,unpacked,stack}
-configure_apt
+. "$here/private-apt.sh"
+configure_apt deb bookworm deb trixie deb sid deb-src sid
 fetch 9>&- & fetching=$!
 install_build_packages 9>&-
 wait "$fetching" || fail "could not fetch the packages"
