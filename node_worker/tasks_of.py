@@ -8,6 +8,7 @@ import asyncio
 import signal
 from typing import Final
 
+from node_worker import freezer
 from node_worker.containerd.port import (
     Container,
     NotFound,
@@ -17,6 +18,7 @@ from node_worker.containerd.port import (
     TaskStatus,
 )
 from node_worker.faults import Refused
+from node_worker.threads import in_thread
 from schemas import reasons
 from schemas.orders import Target
 
@@ -71,7 +73,13 @@ class Tasks:
     async def resume(self, pid: int) -> None:
         """Let it run on, if it is still the task of that pid."""
         task = await self.found()
-        if task is not None and task.pid == pid and task.status is not TaskStatus.STOPPED:
+        if task is None or task.pid != pid or task.status is TaskStatus.STOPPED:
+            return
+        try:
+            await self._runtime.resume(self._namespace, self._id)
+        except RuntimeFailed:
+            if not await in_thread(freezer.freeze_if_thawed, pid):
+                raise
             await self._runtime.resume(self._namespace, self._id)
 
     async def end(self, pid: int | None = None) -> None:

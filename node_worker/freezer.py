@@ -1,0 +1,47 @@
+"""The kernel's own freezer, for the one case that containerd cannot help itself out of.
+
+CRIU thaws a paused container while it dumps, for it holds the processes by itself. Killed in the
+middle, it leaves them running, while containerd still calls the task paused; and runc refuses to
+resume what is not frozen. Frozen again for a moment, containerd can resume it.
+"""
+
+import time
+from pathlib import Path
+from typing import Final
+
+from node_worker.processes import CGROUPS, PROC
+
+_V1: Final = ("freezer.state", "FROZEN")
+_V2: Final = ("cgroup.freeze", "1")
+SETTLE_SECONDS: Final = 5.0
+
+
+class NotFrozen(Exception):
+    """The processes do not come to rest; one may hang in the kernel (state D)."""
+
+
+def freeze_if_thawed(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> bool:
+    """Freeze the process's cgroup and wait until it is; False when it is frozen already."""
+    file, frozen = _freezer(pid, proc, cgroups)
+    if file.read_text().strip() == frozen:
+        return False
+    file.write_text(frozen)
+    end = time.monotonic() + SETTLE_SECONDS
+    while file.read_text().strip() != frozen:  # version 1 says FREEZING in between
+        if time.monotonic() > end:
+            raise NotFrozen(f"the cgroup of process {pid} does not freeze")
+        time.sleep(0.005)
+    return True
+
+
+def _freezer(pid: int, proc: Path, cgroups: Path) -> tuple[Path, str]:
+    for line in (proc / str(pid) / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "freezer" in controllers.split(","):
+            name, frozen = _V1
+            return cgroups / "freezer" / path.lstrip("/") / name, frozen
+        if not controllers:
+            unified = cgroups / path.lstrip("/") / _V2[0]
+            if unified.exists():
+                return unified, _V2[1]
+    raise FileNotFoundError(f"process {pid} is in no cgroup that can be frozen")
