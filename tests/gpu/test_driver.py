@@ -1,5 +1,7 @@
 """What the real driver brings back, and what the preflight must see beforehand."""
 
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -42,7 +44,7 @@ async def round_trip(world: RealWorld, work: Workload, pairs: dict[str, str] | N
     assert work.progress()[1] == digest
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"managed"}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"managed", "parent"}))
 async def test_comes_back(world: RealWorld, kind: str) -> None:
     work = await world.run("cuda_zoo.py", kind)
     found = await evidence.gather(world.gpu, [work.pid])
@@ -50,6 +52,18 @@ async def test_comes_back(world: RealWorld, kind: str) -> None:
     assert checkpoint_obstacles(found, independent=False) == ()
     assert [process.pid for process in found.processes] == [work.pid]
     await round_trip(world, work)
+
+
+async def test_a_child_that_never_uses_the_gpu_does_not_count(world: RealWorld) -> None:
+    work = await world.run("cuda_zoo.py", "parent")
+    child = int((work.home / "child").read_text())
+    try:
+        found = await evidence.gather(world.gpu, [work.pid, child])
+
+        assert [process.pid for process in found.processes] == [work.pid]
+        await round_trip(world, work)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 async def test_managed_memory_is_seen_before_anything_is_touched(world: RealWorld) -> None:

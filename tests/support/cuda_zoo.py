@@ -4,10 +4,10 @@
 never change. Each count does some work on the GPU and ends the process if its result is wrong.
 """
 
-# ruff: noqa: PLC0415 - each kind needs its own library alone
 import ctypes
 import hashlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -131,6 +131,18 @@ def loaded() -> Step:
     return lambda _loop: b"no context"
 
 
+def parent() -> Step:
+    """A process whose forked child never uses the GPU; FOLDER/child says which it is."""
+    import torch
+
+    data: Any = torch.arange(WORDS, device="cuda")
+    child = os.fork()
+    if not child:
+        signal.pause()
+    (Path(sys.argv[1]) / "child").write_text(str(child))
+    return lambda _loop: bytes(data.cpu().numpy())
+
+
 def managed() -> Step:
     """Managed memory, which the driver cannot checkpoint."""
     import cupy
@@ -148,7 +160,7 @@ def managed() -> Step:
 
 KINDS: dict[str, Callable[[], Step]] = {
     kind.__name__: kind
-    for kind in (pinned, streams, graph, threads, compiled, jax, cupy, loaded, managed)
+    for kind in (pinned, streams, graph, threads, compiled, jax, cupy, loaded, parent, managed)
 }
 
 
