@@ -2,24 +2,25 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from kybernate.client import Client, client
 from kybernate.embedded.containerd import PrivateContainerd
 from kybernate.embedded.counting import counted, problem_with, shell_counter
 from kybernate.embedded.nats_server import NatsServer
 from kybernate.embedded.stack import find_stack
 from kybernate.embedded.workload import NAMESPACE, Running, Workloads
 from node_worker.containerd.client import connect
+from schemas import reasons
 from schemas.actions import Action
 from schemas.checkpoints import CatalogueEntry
 from schemas.messages import Checkpointed
-from schemas.nodes import Inventory
-from tests.support.otlp import Collector, otlp_collector
+from tests.support.otlp import Collector, Received, otlp_collector
 from tests.support.processes import Output, Service, kybernate, service, url_of
 
 NODE = "node 1.of/test"
@@ -32,6 +33,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     controllers: tuple[Service, Service]
     worker: Service
+    worker_arguments: tuple[str, ...]
     collector: Collector
     env: dict[str, str]
 
@@ -43,7 +45,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 async def setup(folder: Path, nats: NatsServer, daemon: PrivateContainerd) -> AsyncIterator[Setup]:
     async with AsyncExitStack() as stack:
         collector = await stack.enter_async_context(otlp_collector())
-        common = {"KYBERNATE_NATS": nats.url, "KYBERNATE_OTLP_ENDPOINT": collector.url}
+        common = {
+            "KYBERNATE_NATS": nats.url,
+            "KYBERNATE_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",  # milliseconds between two exports
+        }
 
         async def start(name: str, *arguments: str) -> Service:
             log = folder / f"{name}.log"
@@ -53,21 +59,41 @@ async def setup(folder: Path, nats: NatsServer, daemon: PrivateContainerd) -> As
         first = await start("first", "controller", *listen)
         second = await start("second", "controller", *listen)
         place = ("--containerd", str(daemon.socket), "--state", str(folder / "state"))
-        worker = await start("worker", "worker", "--node", NODE, *place)
+        worker_arguments = ("worker", "--node", NODE, *place)
+        worker = await start("worker", *worker_arguments)
         urls = f"{await url_of(first)} {await url_of(second)}"
         env = {**common, "KYBERNATE_SERVER": urls, "KYBERNATE_TOKEN": "secret"}
-        made = Setup(controllers=(first, second), worker=worker, collector=collector, env=env)
+        made = Setup(
+            controllers=(first, second),
+            worker=worker,
+            worker_arguments=worker_arguments,
+            collector=collector,
+            env=env,
+        )
         await ready(made.env, NODE)
         yield made
 
 
-async def ready(env: dict[str, str], node: str) -> None:
+@asynccontextmanager
+async def rest_of(env: dict[str, str]) -> AsyncIterator[Client]:
+    servers, token = env["KYBERNATE_SERVER"].split(), env.get("KYBERNATE_TOKEN")
+    async with client(servers, token=token) as rest:
+        yield rest
+
+
+async def until(wanted: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
-        while True:
-            found = await kybernate("describe", "node", node, "--output", "json", env=env)
-            if found.code == 0 and msgspec.json.decode(found.stdout, type=Inventory).ready:
-                return
-            await asyncio.sleep(0.1)
+        while not await wanted():  # noqa: ASYNC110 - other processes set no events
+            await asyncio.sleep(0.05)
+
+
+async def ready(env: dict[str, str], node: str) -> None:
+    async with rest_of(env) as rest:
+
+        async def reported() -> bool:
+            return any(seen.node == node and seen.ready for seen in await rest.nodes())
+
+        await until(reported)
 
 
 async def started(workloads: Workloads, name: str) -> Running:
@@ -104,6 +130,7 @@ async def test_the_whole_way_round_over_processes(setup: Setup, workloads: Workl
     action, checkpoint = await checkpointed(setup, "counter")
     before = running.lines()
     await running.remove()
+    await one_trace(setup.collector, action)
 
     await setup.controllers[0].end(signal.SIGKILL)
     restored = await setup.call("restore", checkpoint)
@@ -117,8 +144,6 @@ async def test_the_whole_way_round_over_processes(setup: Setup, workloads: Workl
     assert msgspec.json.decode(shown.stdout, type=CatalogueEntry).state == "deleted"
     assert (await setup.call("restore", checkpoint)).code == 4
 
-    await one_trace(setup.collector, action)
-
 
 async def one_trace(collector: Collector, action: Action) -> None:
     """The checkpoint's spans hang together, from the command to the last step on the node."""
@@ -131,14 +156,53 @@ async def one_trace(collector: Collector, action: Action) -> None:
         ("kybernate-worker", "step dump"),
         ("kybernate-worker", "step release"),
     }
-    async with asyncio.timeout(60):
-        while True:
-            spans = [span for span in collector.spans if span.trace == trace]
-            if wanted <= {(span.service, span.name) for span in spans}:
-                break
-            await asyncio.sleep(0.1)
+
+    def of_the_trace() -> list[Received]:
+        return [span for span in collector.spans if span.trace == trace]
+
+    async def complete() -> bool:
+        return wanted <= {(span.service, span.name) for span in of_the_trace()}
+
+    await until(complete)
+    spans = of_the_trace()
     known = {span.id for span in spans}
     assert [span.name for span in spans if span.parent not in known] == ["command"]
+
+
+async def test_a_worker_killed_in_the_middle_is_started_again(
+    setup: Setup, workloads: Workloads, folder: Path
+) -> None:
+    running = await started(workloads, "counter")
+    ordering = asyncio.create_task(checkpointed(setup, "counter"))
+    async with rest_of(setup.env) as rest:
+
+        async def dumping() -> bool:
+            steps = [step.step for action in await rest.actions() for step in action.steps]
+            return "dump" in steps
+
+        await until(dumping)
+    await setup.worker.end(signal.SIGKILL)
+
+    async with service(folder / "again.log", *setup.worker_arguments, env=setup.env) as again:
+        action, checkpoint = await ordering
+        before = running.lines()
+        await running.remove()
+        restored = await setup.call("restore", checkpoint)
+        assert restored.code == 0, restored.stderr
+        assert await counted_on(workloads, "counter", before) == ""
+        assert [failure.reason for failure in action.earlier_failures] in (
+            [reasons.WORKER_RESTARTED],
+            [],  # the kill came when the checkpoint was durable already
+        )
+        assert await again.end() == 0
+
+
+async def test_a_second_worker_of_the_same_name_is_refused(setup: Setup, folder: Path) -> None:
+    arguments = (*setup.worker_arguments, "--state", str(folder / "another"))
+    second = await kybernate(*arguments, env=setup.env)
+    assert second.code == 4
+    assert f"serves node {NODE} already" in second.stderr
+    assert setup.worker.process.returncode is None
 
 
 async def test_what_is_wrong_is_told_with_the_fitting_code(setup: Setup) -> None:
