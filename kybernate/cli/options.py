@@ -38,6 +38,13 @@ def waiting(command: F) -> F:
     )(command)
 
 
+def _urls(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for url in given:
+        if not url.startswith(("http://", "https://")):
+            raise click.BadParameter(f"{url!r} is no URL: begin it with http:// or https://")
+    return given
+
+
 def _server(command: F) -> F:
     return click.option(
         "--server",
@@ -46,6 +53,7 @@ def _server(command: F) -> F:
         default=(DEFAULT_SERVER,),
         show_default=True,
         envvar="KYBERNATE_SERVER",
+        callback=_urls,
         help="URL of a controller; several are tried in order (in the environment: with spaces).",
     )(command)
 

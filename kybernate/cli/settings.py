@@ -9,6 +9,7 @@ for that command alone and goes before what stands outside:
     node = "gpu-7"
 """
 
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,8 +97,8 @@ _log_format = option(
     "--log-format",
     env="LOG_FORMAT",
     type=click.Choice(["json", "text"]),
-    default="json",
-    show_default=True,
+    default=lambda: "text" if sys.stderr.isatty() else "json",
+    show_default="json, on a terminal text",
 )
 _otlp = option(
     "--otlp-endpoint",

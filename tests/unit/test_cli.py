@@ -1,11 +1,16 @@
 """The command line against a small REST server of the test's own: words, codes, formats."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -216,6 +221,7 @@ def test_restore_and_delete_send_what_was_asked(server: Server) -> None:
         ("checkpoint", "counter", "--timeout", "0"),
         ("checkpoint",),
         ("get", "pods"),
+        ("get", "nodes", "--server", "localhost:7474"),
         ("fly",),
     ],
 )
@@ -336,6 +342,59 @@ def test_cancel_waits_for_the_end(server: Server) -> None:
     late = call(server, "cancel", "a1")
     assert late.exit_code == 1
     assert "was not cancelled" in late.stderr
+
+
+def waiting(server: Server, terminal: int | None = None) -> "subprocess.Popen[str]":
+    """A command in a process of its own that waits for its action, and has begun to."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kybernate.cli", "checkpoint", "counter", "--server", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if terminal is None else terminal,
+        text=True,
+    )
+    while not any(asked.endswith("/watch") for asked, _, _ in server.asked):
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def test_an_interrupted_wait_leaves_the_action_alone(server: Server) -> None:
+    server.accept(RUNNING)
+    process = waiting(server)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; action a1 goes on" in errors
+    assert "kybernate cancel a1" in errors
+    assert not any(asked.endswith("/cancel") for asked, _, _ in server.asked)
+
+
+def test_on_a_terminal_there_are_bars(server: Server) -> None:
+    total = StepProgress(step="hash", started=1.0, done_bytes=1024, total_bytes=4096)
+    server.accept(msgspec.structs.replace(RUNNING, steps=(*RUNNING.steps, total)))
+    reader, writer = pty.openpty()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_all, reader)
+        process = waiting(server, terminal=writer)
+        os.close(writer)
+        time.sleep(0.3)  # a bar is drawn ten times a second
+        server.accept(DONE)
+        stdout, _ = process.communicate()
+        shown = reading.result()
+    assert process.returncode == 0
+    assert stdout.startswith(CHECKPOINT)
+    assert "hash" in shown
+    assert "━" in shown
+    assert "250 ms" in shown
+
+
+def read_all(reader: int) -> str:
+    """What a terminal was sent, up to its end, which Linux tells as an error."""
+    parts = []
+    with os.fdopen(reader, "rb", buffering=0) as file, contextlib.suppress(OSError):
+        while part := file.read(65536):
+            parts.append(part)
+    return b"".join(parts).decode()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
