@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import msgspec
 import pytest
@@ -28,6 +26,7 @@ from schemas.messages import Checkpointed, Deleted, Restored
 from schemas.nodes import Inventory, NodeWarning
 from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target
 from schemas.requests import Problem
+from tests.support.rest_server import RestServer
 
 CHECKPOINT = "3d1f9c54-6a51-4b6e-9d54-0c1f6f1f2a10"
 TARGET = Target(namespace="default", container="counter")
@@ -57,67 +56,21 @@ FAILURE = Failure(
 FAILED = msgspec.structs.replace(RUNNING, state=ActionState.FAILED, failure=FAILURE)
 
 
-class Server:
-    """Answers by method and path; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, bytes]] = {}
-        self.asked: list[tuple[str, dict[str, str], bytes]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer()
-
-            def do_POST(self) -> None:
-                self._answer()
-
-            def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                asked = f"{self.command} {self.path}"
-                outer.asked.append((asked, dict(self.headers), body))
-                missing = (404, msgspec.json.encode(Problem(message=f"no {asked} here")))
-                status, answer = outer.answers.get(asked, missing)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *_: Any) -> None:
-                """Silence."""
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def answer(self, asked: str, *records: Any, status: int = 200) -> None:
-        self.answers[asked] = status, b"\n".join(map(msgspec.json.encode, records)) + b"\n"
-
-    def accept(self, *changes: Action) -> None:
-        self.answer("POST /api/v1/actions", RUNNING, status=202)
-        self.answer("GET /api/v1/actions/a1/watch", *changes)
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
+def server() -> Iterator[RestServer]:
+    running = RestServer()
     yield running
     running.close()
 
 
-def call(server: Server | str, *arguments: str) -> Result:
+def call(server: RestServer | str, *arguments: str) -> Result:
     url = server if isinstance(server, str) else server.url
     environment = {"KYBERNATE_SERVER": url, "KYBERNATE_TOKEN": ""}
     return CliRunner().invoke(program, list(arguments), env=environment)
 
 
-def test_a_finished_checkpoint_prints_its_id_and_its_steps(server: Server) -> None:
-    server.accept(RUNNING, DONE)
+def test_a_finished_checkpoint_prints_its_id_and_its_steps(server: RestServer) -> None:
+    server.accept(RUNNING, RUNNING, DONE)
     result = call(server, "checkpoint", "counter", "--leave-running", "--timeout", "30")
     assert result.exit_code == 0
     assert result.stdout == f"{CHECKPOINT}  default/counter stopped, 3.0 MiB, 1.50 s\n"
@@ -135,22 +88,22 @@ def test_a_finished_checkpoint_prints_its_id_and_its_steps(server: Server) -> No
     assert "Authorization" not in headers
 
 
-def test_json_holds_the_whole_action_and_nothing_else(server: Server) -> None:
-    server.accept(DONE)
+def test_json_holds_the_whole_action_and_nothing_else(server: RestServer) -> None:
+    server.accept(RUNNING, DONE)
     result = call(server, "checkpoint", "counter", "--output", "json", "--token", "secret")
     assert msgspec.json.decode(result.stdout, type=Action) == DONE
     assert {headers["Authorization"] for _, headers, _ in server.asked} == {"Bearer secret"}
 
 
-def test_not_waiting_prints_the_action(server: Server) -> None:
-    server.accept()
+def test_not_waiting_prints_the_action(server: RestServer) -> None:
+    server.accept(RUNNING)
     result = call(server, "checkpoint", "counter", "--no-wait")
     assert (result.exit_code, result.stdout) == (0, "a1\n")
     assert len(server.asked) == 1
 
 
-def test_a_failed_action_says_where_why_and_what_to_do(server: Server) -> None:
-    server.accept(FAILED)
+def test_a_failed_action_says_where_why_and_what_to_do(server: RestServer) -> None:
+    server.accept(RUNNING, FAILED)
     result = call(server, "checkpoint", "counter")
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -160,31 +113,31 @@ def test_a_failed_action_says_where_why_and_what_to_do(server: Server) -> None:
     ) in result.stderr
 
 
-def test_a_deadline_that_passed_has_its_own_code(server: Server) -> None:
+def test_a_deadline_that_passed_has_its_own_code(server: RestServer) -> None:
     late = Failure(reason=reasons.DEADLINE_EXCEEDED, message="too late")
-    server.accept(msgspec.structs.replace(FAILED, failure=late))
+    server.accept(RUNNING, msgspec.structs.replace(FAILED, failure=late))
     assert call(server, "checkpoint", "counter").exit_code == 5
 
 
-def test_a_cancelled_action_is_no_success(server: Server) -> None:
-    server.accept(msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED))
+def test_a_cancelled_action_is_no_success(server: RestServer) -> None:
+    server.accept(RUNNING, msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED))
     result = call(server, "checkpoint", "counter")
     assert (result.exit_code, result.stdout) == (1, "a1  cancelled\n")
 
 
-def test_retries_are_told(server: Server) -> None:
+def test_retries_are_told(server: RestServer) -> None:
     again = msgspec.structs.replace(RUNNING, attempt=2, earlier_failures=(FAILURE,))
-    server.accept(RUNNING, again, DONE)
+    server.accept(RUNNING, RUNNING, again, DONE)
     assert "attempt 2 because: CRIU cannot dump" in call(server, "checkpoint", "counter").stderr
 
 
-def test_a_watch_that_breaks_off_is_taken_up_again(server: Server) -> None:
-    server.accept(RUNNING)
+def test_a_watch_that_breaks_off_is_taken_up_again(server: RestServer) -> None:
+    server.accept(RUNNING, RUNNING)
 
     def end_later() -> None:
         while not any(asked.endswith("/watch") for asked, _, _ in server.asked):
             time.sleep(0.01)
-        server.accept(DONE)
+        server.accept(RUNNING, DONE)
 
     ender = threading.Thread(target=end_later)
     ender.start()
@@ -194,10 +147,12 @@ def test_a_watch_that_breaks_off_is_taken_up_again(server: Server) -> None:
     assert result.stderr.count("dump") == 1
 
 
-def test_restore_and_delete_send_what_was_asked(server: Server) -> None:
+def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
     order = RestoreOrder(checkpoint=CHECKPOINT, target=TARGET)
     restored = Restored(target=TARGET, pid=42, checkpoint=CHECKPOINT)
-    server.accept(msgspec.structs.replace(DONE, kind="restore", order=order, result=restored))
+    server.accept(
+        RUNNING, msgspec.structs.replace(DONE, kind="restore", order=order, result=restored)
+    )
     result = call(server, "restore", CHECKPOINT, "--name", "again", "--node", "one")
     assert result.stdout == "default/counter  runs again, pid 42, 1.50 s\n"
     assert json.loads(server.asked[0][2]) == {
@@ -208,7 +163,7 @@ def test_restore_and_delete_send_what_was_asked(server: Server) -> None:
     }
     gone = Deleted(checkpoint=CHECKPOINT)
     removal = DeleteOrder(checkpoint=CHECKPOINT)
-    server.accept(msgspec.structs.replace(DONE, kind="delete", order=removal, result=gone))
+    server.accept(RUNNING, msgspec.structs.replace(DONE, kind="delete", order=removal, result=gone))
     assert call(server, "delete", "checkpoint", CHECKPOINT).stdout == "done, 1.50 s\n"
     assert json.loads(server.asked[2][2]) == {"kind": "delete", "checkpoint": CHECKPOINT}
 
@@ -226,7 +181,7 @@ def test_restore_and_delete_send_what_was_asked(server: Server) -> None:
     ],
 )
 def test_wrong_usage_is_told_before_anybody_is_asked(
-    server: Server, arguments: tuple[str, ...]
+    server: RestServer, arguments: tuple[str, ...]
 ) -> None:
     result = call(server, *arguments)
     assert result.exit_code == 2
@@ -241,8 +196,8 @@ def test_nobody_there_has_its_own_code_and_advice() -> None:
     assert "kybernate up" in result.stderr
 
 
-def test_the_next_server_is_asked_when_one_is_gone_or_cut_off(server: Server) -> None:
-    cut_off = Server()
+def test_the_next_server_is_asked_when_one_is_gone_or_cut_off(server: RestServer) -> None:
+    cut_off = RestServer()
     cut_off.answer("GET /api/v1/nodes", Problem(message="no NATS"), status=503)
     server.answer("GET /api/v1/nodes", [])
     result = call(f"http://127.0.0.1:1 {cut_off.url} {server.url}", "get", "nodes", "-o", "json")
@@ -250,14 +205,14 @@ def test_the_next_server_is_asked_when_one_is_gone_or_cut_off(server: Server) ->
     assert (result.exit_code, result.stdout) == (0, "[]\n")
 
 
-def test_a_controller_that_is_cut_off_says_so(server: Server) -> None:
+def test_a_controller_that_is_cut_off_says_so(server: RestServer) -> None:
     server.answer("GET /api/v1/nodes", Problem(message="NATS is gone"), status=503)
     result = call(server, "get", "nodes")
     assert result.exit_code == 3
     assert "NATS is gone" in result.stderr
 
 
-def test_what_is_refused_is_told_in_the_servers_words(server: Server) -> None:
+def test_what_is_refused_is_told_in_the_servers_words(server: RestServer) -> None:
     problem = Problem(
         message="no node reports it", reason=reasons.UNKNOWN_CONTAINER, advice="start it"
     )
@@ -270,14 +225,14 @@ def test_what_is_refused_is_told_in_the_servers_words(server: Server) -> None:
     )
 
 
-def test_something_else_that_answers_is_noticed(server: Server) -> None:
+def test_something_else_that_answers_is_noticed(server: RestServer) -> None:
     server.answers["GET /api/v1/nodes"] = 200, b"<html>hello</html>"
     result = call(server, "get", "nodes")
     assert result.exit_code == 1
     assert "see that --server names a Kybernate controller" in result.stderr
 
 
-def test_lists_are_tables_with_the_latest_first(server: Server) -> None:
+def test_lists_are_tables_with_the_latest_first(server: RestServer) -> None:
     older = msgspec.structs.replace(FAILED, id="a0", created=10.0)
     server.answer("GET /api/v1/actions?kind=checkpoint&state=failed", [older, FAILED])
     result = call(server, "get", "actions", "--kind", "checkpoint", "--state", "failed")
@@ -288,7 +243,7 @@ def test_lists_are_tables_with_the_latest_first(server: Server) -> None:
     assert second.split()[-1] == "DumpFailed"
 
 
-def test_checkpoints_are_listed_and_described(server: Server) -> None:
+def test_checkpoints_are_listed_and_described(server: RestServer) -> None:
     entry = CatalogueEntry(facts=FACTS, state=CheckpointState.READY, updated=1000.0)
     server.answer("GET /api/v1/checkpoints", [entry])
     server.answer(f"GET /api/v1/checkpoints/{CHECKPOINT}", entry)
@@ -300,7 +255,7 @@ def test_checkpoints_are_listed_and_described(server: Server) -> None:
     assert msgspec.json.decode(found, type=CatalogueEntry) == entry
 
 
-def test_nodes_are_listed_and_described(server: Server) -> None:
+def test_nodes_are_listed_and_described(server: RestServer) -> None:
     host = HostFacts(node="a b", architecture="x86_64", kernel="6.18", cpu_model="any")
     node = Inventory(
         node="a b",
@@ -324,7 +279,7 @@ def test_nodes_are_listed_and_described(server: Server) -> None:
     assert "default/counter" in described
 
 
-def test_a_described_action_shows_steps_and_every_failure(server: Server) -> None:
+def test_a_described_action_shows_steps_and_every_failure(server: RestServer) -> None:
     failed = msgspec.structs.replace(FAILED, earlier_failures=(FAILURE,), attempt=2)
     server.answer("GET /api/v1/actions/a1", failed)
     described = call(server, "describe", "action", "a1").stdout
@@ -333,7 +288,7 @@ def test_a_described_action_shows_steps_and_every_failure(server: Server) -> Non
     assert call(server, "describe", "action", "none").exit_code == 4
 
 
-def test_cancel_waits_for_the_end(server: Server) -> None:
+def test_cancel_waits_for_the_end(server: RestServer) -> None:
     cancelled = msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED)
     server.answer("POST /api/v1/actions/a1/cancel", RUNNING, status=202)
     server.answer("GET /api/v1/actions/a1/watch", cancelled)
@@ -344,7 +299,7 @@ def test_cancel_waits_for_the_end(server: Server) -> None:
     assert "was not cancelled" in late.stderr
 
 
-def waiting(server: Server, terminal: int | None = None) -> "subprocess.Popen[str]":
+def waiting(server: RestServer, terminal: int | None = None) -> "subprocess.Popen[str]":
     """A command in a process of its own that waits for its action, and has begun to."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kybernate.cli", "checkpoint", "counter", "--server", server.url],
@@ -358,8 +313,8 @@ def waiting(server: Server, terminal: int | None = None) -> "subprocess.Popen[st
     return process
 
 
-def test_an_interrupted_wait_leaves_the_action_alone(server: Server) -> None:
-    server.accept(RUNNING)
+def test_an_interrupted_wait_leaves_the_action_alone(server: RestServer) -> None:
+    server.accept(RUNNING, RUNNING)
     process = waiting(server)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -369,16 +324,16 @@ def test_an_interrupted_wait_leaves_the_action_alone(server: Server) -> None:
     assert not any(asked.endswith("/cancel") for asked, _, _ in server.asked)
 
 
-def test_on_a_terminal_there_are_bars(server: Server) -> None:
+def test_on_a_terminal_there_are_bars(server: RestServer) -> None:
     total = StepProgress(step="hash", started=1.0, done_bytes=1024, total_bytes=4096)
-    server.accept(msgspec.structs.replace(RUNNING, steps=(*RUNNING.steps, total)))
+    server.accept(RUNNING, msgspec.structs.replace(RUNNING, steps=(*RUNNING.steps, total)))
     reader, writer = pty.openpty()
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_all, reader)
         process = waiting(server, terminal=writer)
         os.close(writer)
         time.sleep(0.3)  # a bar is drawn ten times a second
-        server.accept(DONE)
+        server.accept(RUNNING, DONE)
         stdout, _ = process.communicate()
         shown = reading.result()
     assert process.returncode == 0
