@@ -96,14 +96,14 @@ class Events:
             await _all_later(batch)
 
     async def _fold_or_wait(self, action: str, batch: Sequence[Received]) -> None:
-        events = [received.event for received in batch]
+        events = [event for received in batch for event in received.event.one_by_one()]
         if await self._engine.fold(action, events) is None:
             if any(received.delivery.times < LOST_AFTER_TIMES for received in batch):
                 await _all_later(batch)
                 return
             log.info("events of action %s, which is lost: only its checkpoint counts", action)
             await self._engine.take_truths(events)
-        await asyncio.gather(*(received.delivery.ack() for received in batch))
+        await _all_acknowledged(batch)
 
 
 async def _decoded(delivery: Delivery) -> JobEvent | None:
@@ -114,6 +114,13 @@ async def _decoded(delivery: Delivery) -> JobEvent | None:
         with suppress(BusProblem):  # it comes again, to be dropped then
             await delivery.drop()
         return None
+
+
+async def _all_acknowledged(batch: Sequence[Received]) -> None:
+    if len(batch) == 1:  # the common case, without a task of its own
+        await batch[0].delivery.ack()
+    else:
+        await asyncio.gather(*(received.delivery.ack() for received in batch))
 
 
 async def _all_later(batch: Sequence[Received]) -> None:

@@ -144,10 +144,10 @@ class Executor(Generic[N]):
         self._stop = stop
         self._observer = observer
         self._pause = pause
-        raw = ledger.notes(job)
-        self._notes = actor.notes() if raw is None else decode(raw, actor.notes)
-        self._history = ledger.history(job)
+        self._written = ledger.notes(job)
+        self._notes = actor.notes() if self._written is None else decode(self._written, actor.notes)
         self._failure = ledger.failure(job)
+        self._history = ledger.history(job)
         self._result: Result | None = None
 
     async def run(self) -> Outcome[N]:
@@ -280,8 +280,11 @@ class Executor(Generic[N]):
     def _write(self, step: str, phase: Phase) -> None:
         """Write down, or raise: without the record nothing may be done."""
         self._remember(step, phase)
-        notes = encode(self._notes) if phase is Phase.DONE else None
-        self._ledger.step(self._job, step, phase, notes)
+        notes = encode(self._notes)
+        news = phase is Phase.DONE and notes != self._written
+        self._ledger.step(self._job, step, phase, notes if news else None)
+        if news:
+            self._written = notes
 
     def _record(self, step: str, phase: Phase) -> None:
         """Write down if that is possible: the way back must not need room on the disk.

@@ -101,10 +101,13 @@ class Ledger:
 
     def step(self, job: str, step: str, phase: Phase, notes: bytes | None = None) -> None:
         """Write down where a step stands and, with it, what it found out."""
+        into_steps = "INSERT OR REPLACE INTO steps VALUES (?, ?, ?)"
+        if notes is None:
+            self._db.execute(into_steps, (job, step, phase))
+            return
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", (job, step, phase))
-            if notes is not None:
-                db.execute("UPDATE jobs SET notes = ? WHERE id = ?", (notes, job))
+            db.execute(into_steps, (job, step, phase))
+            db.execute("UPDATE jobs SET notes = ? WHERE id = ?", (notes, job))
 
     def turn_back(self, job: str, failure: Failure) -> None:
         """Write down that it will not go on. The first reason stands."""

@@ -2,7 +2,7 @@
 
 Events about steps are best effort: they wait in memory, and are lost with the process or when
 too many wait. A job's last event lies in the ledger and is published until the server has it.
-One loop publishes both, in batches, steps before ends, so that they arrive in their order.
+One loop publishes both, one message for each job that has something to say.
 
 Sequences: events of a job count up; each further worker process that takes the job up begins
 `RUN_SEQUENCES` higher, and the one last event has the highest sequence there is. So whatever a
@@ -13,8 +13,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
+
+import msgspec
 
 from kybernate import tasks
 from kybernate.bus import Bus, TopologyMissing
@@ -65,7 +67,8 @@ class Reporter:
     async def publish(self) -> None:
         """Publish what there is, once."""
         ends = self._ledger.untold(BATCH)
-        await self._publish([*self._steps_beside(ends), *(event for _, event in ends)])
+        waiting, self._steps = self._steps, deque(maxlen=WAITING)
+        await self._publish(bundled([*waiting, *(event for _, event in ends)]))
         self._told([job for job, _ in ends])
         if len(ends) == BATCH:
             self.wake()
@@ -86,16 +89,6 @@ class Reporter:
             self.wake()
             raise
 
-    def _steps_beside(self, ends: list[tuple[str, JobEvent]]) -> list[JobEvent]:
-        """The waiting step events that still say something."""
-        ended = {job for job, _ in ends}
-        waiting, self._steps = self._steps, deque(maxlen=WAITING)
-        return [
-            event
-            for event in waiting
-            if not (event.kind in HINTS and f"{event.action}.{event.attempt}" in ended)
-        ]
-
     def _told(self, jobs: list[str]) -> None:
         if jobs:
             self._ledger.told(jobs)
@@ -104,7 +97,7 @@ class Reporter:
                 waiting.set_result(None)
 
     async def _publish(self, events: list[JobEvent]) -> None:
-        """All of them, begun in their order; the first problem is raised when all have ended."""
+        """All of them at once; the first problem is raised when all have ended."""
         results = await asyncio.gather(
             *(self._publish_one(event) for event in events), return_exceptions=True
         )
@@ -115,6 +108,24 @@ class Reporter:
     async def _publish_one(self, event: JobEvent) -> None:
         dedupe = f"{event.action}.{event.attempt}.{event.sequence}"
         await self._bus.publish(event_subject(self._node, event.kind), event, dedupe=dedupe)
+
+
+def bundled(events: Iterable[JobEvent]) -> list[JobEvent]:
+    """One event for each attempt: its last, with the earlier ones that still say something."""
+    by_attempt: dict[tuple[str, int], dict[tuple[str, str, str], JobEvent]] = {}
+    for event in events:
+        newest = by_attempt.setdefault((event.action, event.attempt), {})
+        said = (event.kind, event.step, event.note)
+        newest.pop(said, None)
+        newest[said] = event
+    return [_bundle(list(newest.values())) for newest in by_attempt.values()]
+
+
+def _bundle(events: list[JobEvent]) -> JobEvent:
+    last = events.pop()
+    if last.kind in TERMINAL_EVENTS:
+        events = [event for event in events if event.kind not in HINTS]
+    return msgspec.structs.replace(last, earlier=tuple(events)) if events else last
 
 
 class JobListener:

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
+
 from schemas.base import Message, Record
 from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts
@@ -80,6 +82,14 @@ class JobEvent(Message, frozen=True, kw_only=True):
     note: str = ""
     failure: Failure | None = None
     result: Result | None = None
+    earlier: tuple["JobEvent", ...] = ()
+    """Events of the same attempt that came before and travel with this one."""
+
+    def one_by_one(self) -> tuple["JobEvent", ...]:
+        """The earlier ones, then this one without them."""
+        if not self.earlier:
+            return (self,)
+        return (*self.earlier, msgspec.structs.replace(self, earlier=()))
 
 
 class Cancel(Message, frozen=True, kw_only=True):

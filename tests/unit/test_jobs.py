@@ -95,7 +95,7 @@ class Desk:
         async with asyncio.timeout(30):
             while len(found := self.ends(job)) < times:
                 for delivery in await queue.fetch(100, wait=0.2):
-                    self.events.append(decode(delivery.data, JobEvent))
+                    self.events += decode(delivery.data, JobEvent).one_by_one()
                     with contextlib.suppress(BusUnavailable):  # then it comes again
                         await delivery.ack()
         return found[-1]

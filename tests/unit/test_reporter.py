@@ -1,0 +1,45 @@
+"""How events of a job are bundled into one message."""
+
+from node_worker.reporter import bundled
+from schemas.messages import EventKind, JobEvent
+
+
+def event(kind: EventKind, sequence: int, *, step: str = "", action: str = "a") -> JobEvent:
+    return JobEvent(
+        action=action, attempt=1, sequence=sequence, node="n", kind=kind, at=1.0, step=step
+    )
+
+
+def test_the_last_event_of_a_job_takes_the_earlier_ones_along() -> None:
+    steps = [
+        event(EventKind.ACCEPTED, 0),
+        event(EventKind.STEP_STARTED, 1, step="dump"),
+        event(EventKind.STEP_DONE, 2, step="dump"),
+        event(EventKind.STEP_STARTED, 3, step="seal"),
+    ]
+    [bundle] = bundled(steps)
+    assert bundle.one_by_one() == tuple(steps)
+    assert bundle.sequence == 3
+
+
+def test_jobs_are_bundled_apart() -> None:
+    bundles = bundled([event(EventKind.ACCEPTED, 0, action=action) for action in "abab"])
+    assert [bundle.action for bundle in bundles] == ["a", "b"]
+
+
+def test_an_ended_job_tells_what_its_steps_took_and_nothing_that_has_passed() -> None:
+    done = event(EventKind.STEP_DONE, 2, step="dump")
+    end = event(EventKind.COMPLETED, 3)
+    passed = [event(kind, 1, step="dump") for kind in (EventKind.ACCEPTED, EventKind.PROGRESS)]
+    [bundle] = bundled([*passed, done, end])
+    assert bundle.one_by_one() == (done, end)
+
+
+def test_of_progress_only_the_newest_counts() -> None:
+    progress = [event(EventKind.PROGRESS, number, step="dump") for number in range(1000)]
+    assert bundled(progress) == progress[-1:]
+
+
+def test_a_single_event_goes_as_it_is() -> None:
+    accepted = event(EventKind.ACCEPTED, 0)
+    assert bundled([accepted]) == [accepted]
