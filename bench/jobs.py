@@ -6,8 +6,9 @@ into a stream, the job is acknowledged (confirmed by the server), the event is c
 is written into the bucket by compare-and-set, the event is acknowledged (confirmed).
 
 Both sides run by turns, each in one process on one event loop, each round with a NATS server and
-folders of its own. A round ends when all statuses are written and both consumers have nothing
-left to acknowledge; then the bucket is read from the server and must have every status.
+folders of its own. A round ends when all clients have seen the ends of their actions and both
+consumers have nothing left to acknowledge; then the bucket is read from the server, and must have
+every status.
 """
 
 import argparse
@@ -43,8 +44,8 @@ JOBS = 2000
 ROUNDS = 7
 WARM_UP = 1
 POLL_SECONDS = 0.002
-AT_ONCE = 64
-"""How many actions are being begun at a time, as so many requests would."""
+CLIENTS = 128
+"""Each asks for an action, waits for its end, and asks for the next."""
 
 Open = Callable[[str, Path], AbstractAsyncContextManager[Side]]
 
@@ -57,32 +58,30 @@ async def timed_round(open_side: Open, jobs: int) -> float:
             async with open_side(server.url, folder) as side:
                 actions = [an_action() for _ in range(jobs)]
                 began = time.monotonic()
-                await begin_all(side, actions)
-                await all_done(server.url, side, jobs)
+                await complete_all(side, actions)
+                await all_acknowledged(server.url)
                 took = time.monotonic() - began
             await check(server.url, actions)
     return jobs / took
 
 
-async def begin_all(side: Side, actions: list[Action]) -> None:
+async def complete_all(side: Side, actions: list[Action]) -> None:
     waiting = iter(actions)
 
-    async def begin() -> None:
+    async def client() -> None:
         for action in waiting:
-            await side.begin(action)
+            await side.complete(action)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(begin())
+        for _ in range(CLIENTS):
+            group.create_task(client())
 
 
-async def all_done(url: str, side: Side, jobs: int) -> None:
-    """Every status is written, and both consumers have nothing left to acknowledge."""
-    while side.recorded < jobs:  # noqa: ASYNC110 - the same for both sides
-        await asyncio.sleep(POLL_SECONDS)
+async def all_acknowledged(url: str) -> None:
+    """Both consumers have nothing left."""
     client = await nats.connect(url)
     for stream, consumer in ((JOBS_STREAM, worker_consumer(NODE)), (EVENTS_STREAM, CONTROLLERS)):
-        while await left(client.jetstream(), stream, consumer):  # noqa: ASYNC110 - as above
+        while await left(client.jetstream(), stream, consumer):  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(POLL_SECONDS)
     await client.close()
 

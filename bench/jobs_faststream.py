@@ -6,6 +6,7 @@ batches and handled at once. The worker's record is a SQLite file like Kybernate
 synchronous NORMAL.
 """
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -68,7 +69,7 @@ class FastStreamSide:
         self._disk = disk
         self._actions: KeyValue | None = None
         self._rows: dict[str, tuple[Action, int]] = {}
-        self.recorded = 0
+        self._watches: dict[str, asyncio.Future[None]] = {}
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -99,13 +100,15 @@ class FastStreamSide:
             raise RuntimeError("start comes first")
         return self._actions
 
-    async def begin(self, action: Action) -> None:
+    async def complete(self, action: Action) -> None:
+        ended = self._watches[action.id] = asyncio.get_running_loop().create_future()
         revision = await self.actions.create(action.id, encode(action))
         self._rows[action.id] = (action, revision)
         job = Job(
             action=action.id, attempt=1, node=NODE, order=action.order, deadline=action.deadline
         )
         await self._publish(job_subject(NODE, "restore"), JOBS_STREAM, encode(job), job.id)
+        await ended
 
     async def on_job(self, message: NatsMessage) -> None:
         job = decode(message.body, Job)
@@ -123,7 +126,7 @@ class FastStreamSide:
         )
         revision = await self.actions.update(action.id, encode(ended), last=revision)
         self._rows[action.id] = (ended, revision)
-        self.recorded += 1
+        self._watches.pop(action.id).set_result(None)
         await message.ack_sync()
 
     async def _publish(self, subject: str, stream: str, body: bytes, dedupe: str) -> None:

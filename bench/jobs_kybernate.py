@@ -31,6 +31,8 @@ from schemas.actions import Action
 from schemas.messages import Job, Restored
 from schemas.orders import RestoreOrder
 
+PATIENCE_SECONDS = 60.0
+
 
 class NoNotes(msgspec.Struct, frozen=True):
     """Nothing is found out."""
@@ -68,15 +70,12 @@ class KybernateSide:
     def __init__(self, engine: Engine, records: Records) -> None:
         self._engine = engine
         self._records = records
-        self._begun = 0
 
-    async def begin(self, action: Action) -> None:
-        await self._engine.start(action)
-        self._begun += 1
-
-    @property
-    def recorded(self) -> int:
-        return self._begun - sum(1 for _ in self._records.unfinished())
+    async def complete(self, action: Action) -> None:
+        with self._records.watchers.watch(action.id) as watch:
+            await self._engine.start(action)
+            while (seen := await watch.next(PATIENCE_SECONDS)) is None or not seen.ended:
+                pass
 
 
 @asynccontextmanager

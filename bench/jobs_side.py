@@ -12,12 +12,8 @@ DEADLINE_SECONDS = 3600.0
 
 
 class Side(Protocol):
-    async def begin(self, action: Action) -> None:
-        """Record the action and get its job on the way."""
-
-    @property
-    def recorded(self) -> int:
-        """How many statuses are written."""
+    async def complete(self, action: Action) -> None:
+        """Record the action, get its job on the way, and return when its end is recorded."""
 
 
 def an_action() -> Action:
