@@ -35,14 +35,12 @@ from controller.topology import repaired
 from kybernate import telemetry
 from kybernate.bus.port import Bus, BusProblem, Conflict, Row
 from kybernate.tasks import backoff, end
-from schemas.actions import Action
+from schemas.actions import Action, ActionState
 from schemas.messages import TERMINAL_EVENTS, Cancel, Job, JobEvent
 from schemas.names import cancel_subject, job_subject
 from schemas.orders import verb
 
 WRITE_TRIES: Final = 20
-NOTE_AFTER_SECONDS: Final = 0.5
-"""A job is noted as published a moment later: mostly its node has answered, which says more."""
 PUBLISHING_AT_ONCE: Final = 64
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,7 @@ class Engine:
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._publishing: set[str] = set()
+        self._to_note: dict[str, tuple[Job, float]] = {}
         self._slots = asyncio.Semaphore(PUBLISHING_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
@@ -119,11 +118,11 @@ class Engine:
 
     async def do_what_is_due(self) -> None:
         now = self._clock()
+        await self._note_published(now)
         due = [one.id for one in self._records.unfinished() if self._is_due(one, now)]
-        results = await asyncio.gather(*map(self.pass_time, due), return_exceptions=True)
-        for action, result in zip(due, results, strict=True):
-            if isinstance(result, BaseException):
-                _log_undone(f"what is due for action {action}", result)
+        await asyncio.gather(
+            *(_guarded(self.pass_time(action), f"what is due for {action}") for action in due)
+        )
 
     def _is_due(self, action: Action, now: float) -> bool:
         due = next_due(action, self._rules)
@@ -182,16 +181,16 @@ class Engine:
                 await self._bus.tell(cancel_subject(node), Cancel(action=cancelled))
 
     async def _publish(self, action: Action, job: Job) -> None:
-        if job.id in self._publishing:
+        if job.id in self._publishing or job.id in self._to_note:
             return
         self._publishing.add(job.id)
         try:
             async with self._slots:
-                published = self._clock()
+                began = self._clock()
                 await self._publish_in_trace(action, job)
+            self._to_note[job.id] = (job, began)
         finally:
             self._publishing.discard(job.id)
-        self._in_background(self._note(job, published), "note of a published job")
 
     async def _publish_in_trace(self, action: Action, job: Job) -> None:
         subject = job_subject(job.node, verb(job.order))
@@ -201,10 +200,23 @@ class Engine:
         ):
             await repaired(self._bus, lambda: self._bus.publish(subject, job, dedupe=job.id))
 
-    async def _note(self, job: Job, published: float) -> None:
-        await asyncio.sleep(NOTE_AFTER_SECONDS)
-        note = Published(attempt=job.attempt, at=published)
-        await self._apply_and_act(job.action, [note])
+    async def _note_published(self, now: float) -> None:
+        ripe = [
+            (job, began)
+            for job, began in self._to_note.values()
+            if began + self._rules.note_seconds <= now
+        ]
+        for job, _ in ripe:
+            del self._to_note[job.id]
+        await asyncio.gather(
+            *(_guarded(self._note(job, began), f"note of job {job.id}") for job, began in ripe)
+        )
+
+    async def _note(self, job: Job, began: float) -> None:
+        row = await self._records.at_hand(job.action)
+        if row is not None and not _heard_of(row.value, began):
+            note = Published(attempt=job.attempt, at=began)
+            await self._apply_and_act(job.action, [note])
 
     def _in_background(self, work: Coroutine[Any, Any, object], what: str) -> None:
         if not self._running:
@@ -213,6 +225,12 @@ class Engine:
         task = asyncio.create_task(_guarded(work, what), name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _heard_of(action: Action, since: float) -> bool:
+    """Its node has answered, so a note would say nothing more."""
+    started = action.state is not ActionState.PENDING
+    return action.ended or (started and action.updated >= since)
 
 
 async def _guarded(work: Coroutine[Any, Any, object], what: str) -> None:

@@ -64,7 +64,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 3
     first_pause_seconds: float = 1.0
     """Before the second attempt; doubled before each further one, and jittered by half."""
-    adopt_seconds: float = 2.0
+    note_seconds: float = 2.0
+    """When a published job is noted, unless its node has answered by then, which says more."""
+    adopt_seconds: float = 5.0
     """How long others leave a PENDING action to the controller that recorded it."""
     quiet_seconds: float = 15.0
     """Without a report for so long, the job is published again."""

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from controller.catalogue import Catalogue
-from controller.engine import NOTE_AFTER_SECONDS, Engine
+from controller.engine import Engine
 from controller.events import Events
 from controller.machine import NotAllowed, Rules
 from controller.records import ENDED_STORED_SECONDS, Records
@@ -144,6 +144,19 @@ async def state_of(broker: MemoryBroker, action: str) -> ActionState | None:
     return row.value.state if row else None
 
 
+async def dispatched(controller: Controller, clock: Clock, action: Action) -> None:
+    """Its job lies in the stream, and that is noted."""
+
+    async def noted() -> Action:
+        clock.now += 0.5
+        await controller.engine.do_what_is_due()
+        row = await controller.records.read(action.id)
+        assert row is not None
+        return row.value
+
+    await until(noted, lambda one: one.state is ActionState.DISPATCHED)
+
+
 async def entry_of(broker: MemoryBroker, checkpoint: str) -> CatalogueEntry | None:
     row = await broker.bus().table(CHECKPOINTS_BUCKET, CatalogueEntry).get(checkpoint)
     return row.value if row else None
@@ -154,7 +167,7 @@ async def test_a_new_action_is_recorded_published_and_noted(
 ) -> None:
     started = await one.engine.start(action(clock))
     assert await jobs_in_stream(one.bus) == [f"{started.id}.1"]
-    await until(lambda: state_of(broker, started.id), lambda state: state is ActionState.DISPATCHED)
+    await dispatched(one, clock, started)
 
 
 async def test_the_same_id_twice_is_a_conflict(clock: Clock, one: Controller) -> None:
@@ -208,7 +221,7 @@ async def test_what_nobody_published_is_published_by_any_sweep(
     other = new()
     await other.sweep()
     assert await jobs_in_stream(other.bus, wait=0.05) == []
-    clock.now += 3
+    clock.now += Rules().adopt_seconds
     await other.sweep()
     assert await jobs_in_stream(other.bus) == [f"{orphan.id}.1"]
 
@@ -219,7 +232,7 @@ async def test_two_that_sweep_publish_one_job(
     orphan = await one.records.create(action(clock))
     other = new()
     await asyncio.sleep(0)
-    clock.now += 3
+    clock.now += Rules().adopt_seconds
     await asyncio.gather(one.sweep(), other.sweep())
     assert await jobs_in_stream(other.bus) == [f"{orphan.id}.1"]
 
@@ -245,7 +258,7 @@ async def test_a_confirmation_that_got_lost_changes_nothing(
     broker: MemoryBroker, clock: Clock, one: Controller
 ) -> None:
     started = await one.engine.start(action(clock))
-    await asyncio.sleep(NOTE_AFTER_SECONDS * 2)
+    await dispatched(one, clock, started)
     await report(one.bus, event(started, EventKind.COMPLETED))
     broker.lose_acks(2)
     with pytest.raises(BusProblem):
@@ -356,7 +369,7 @@ async def test_a_wiped_job_comes_again_when_its_node_stays_quiet(
     broker: MemoryBroker, clock: Clock, one: Controller
 ) -> None:
     started = await one.engine.start(action(clock))
-    await until(lambda: state_of(broker, started.id), lambda state: state is ActionState.DISPATCHED)
+    await dispatched(one, clock, started)
     broker.wipe(JOBS_STREAM)
     broker.wipe(EVENTS_STREAM)
     clock.now += Rules().quiet_seconds
@@ -383,8 +396,8 @@ async def test_a_silent_node_ends_the_action(
     broker: MemoryBroker, clock: Clock, one: Controller
 ) -> None:
     started = await one.engine.start(action(clock))
-    await until(lambda: state_of(broker, started.id), lambda state: state is ActionState.DISPATCHED)
-    clock.now += 631
+    await dispatched(one, clock, started)
+    clock.now = started.deadline + Rules().answer_seconds
     await one.sweep()
     ended = await one.records.read(started.id)
     assert ended is not None
