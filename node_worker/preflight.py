@@ -131,7 +131,6 @@ def _of_connections(facts: Facts) -> Iterator[Failure]:
         reason=reasons.OUTSIDE_CONNECTION,
         message=f"TCP connections to outside the container are open: {shown}{more}",
         advice="Close them first, or let them be closed on resume (outside TCP: close).",
-        retriable=True,
     )
 
 

@@ -136,7 +136,7 @@ def sessions_and_groups() -> Iterator[None]:
 def limits_and_surroundings() -> Iterator[None]:
     """Resource limits, niceness, umask, working directory, environment, open descriptors' flags."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (123, 456))
-    os.nice(5)
+    niceness = os.nice(5)
     os.umask(0o027)
     Path("/var/tmp/here").mkdir(parents=True, exist_ok=True)
     os.chdir("/var/tmp/here")
@@ -145,7 +145,7 @@ def limits_and_surroundings() -> Iterator[None]:
     yield
     while True:
         expect(resource.getrlimit(resource.RLIMIT_NOFILE) == (123, 456), "the limit differs")
-        expect(os.nice(0) == 5, "the niceness differs")
+        expect(os.nice(0) == niceness, "the niceness differs")
         expect(os.umask(0o027) == 0o027, "the umask differs")
         expect(Path.cwd() == Path("/var/tmp/here"), "the working directory differs")
         expect(os.environ["ZOO"] == "yes", "the environment differs")
