@@ -161,9 +161,17 @@ async def _answers(runtime: Containerd) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def private_containerd(stack: Stack, home: Path) -> AsyncIterator[PrivateContainerd]:
-    """A running containerd; afterwards nothing of it runs or is mounted, its files stay."""
-    await asyncio.to_thread(leftovers.clear, home)
+async def private_containerd(
+    stack: Stack, home: Path, *, adopt: bool = False
+) -> AsyncIterator[PrivateContainerd]:
+    """A running containerd; afterwards nothing of it runs or is mounted, its files stay.
+
+    What a killed predecessor left is ended first; with `adopt`, its containers go on here.
+    """
+    if adopt:
+        await asyncio.to_thread(leftovers.end_daemon, home, stack.containerd)
+    else:
+        await asyncio.to_thread(leftovers.clear, home)
     daemon = PrivateContainerd(stack, home)
     try:
         await daemon.start()

@@ -69,7 +69,7 @@ async def all_in_one(settings: HostSettings) -> AsyncIterator[Host]:
         nats = await stack.enter_async_context(nats_server(folder / "nats"))
         daemon, socket = None, settings.containerd
         if socket is None:
-            private = private_containerd(find_stack(), folder / "containerd")
+            private = private_containerd(find_stack(), folder / "containerd", adopt=True)
             daemon = await stack.enter_async_context(private)
             socket = daemon.socket
         bus = BusSettings(servers=(nats.url,))

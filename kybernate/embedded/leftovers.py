@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 MARK = "KYBERNATE_CONTAINERD"
@@ -46,6 +46,13 @@ def clear(home: Path) -> None:
     shutil.rmtree(runc_root(home), ignore_errors=True)
 
 
+def end_daemon(home: Path, program: Path) -> None:
+    """End the daemon alone: its shims and containers wait for the next. Without any, clear."""
+    _end(home, lambda: [pid for pid in processes(home) if _runs(pid, program)])
+    if not processes(home):
+        clear(home)
+
+
 def processes(home: Path) -> tuple[int, ...]:
     mark = f"{MARK}={home}".encode()
     in_cgroup = f":{cgroup_parent(home)}/".encode()
@@ -73,12 +80,30 @@ def _is_zombie(folder: Path) -> bool:
     return (folder / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX"
 
 
+def _runs(pid: int, program: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").samefile(program)
+    except OSError:  # it ended while we looked
+        return False
+
+
 def _end_processes(home: Path) -> None:
+    _end(home, lambda: _thawed(home))
+
+
+def _thawed(home: Path) -> Sequence[int]:
+    left = processes(home)
+    if left:
+        _thaw(cgroup_parent(home))
+    return left
+
+
+def _end(home: Path, unwanted: Callable[[], Sequence[int]]) -> None:
+    """Kill until there are none of them."""
     end = time.monotonic() + END_TIMEOUT
-    while left := processes(home):
+    while left := unwanted():
         if time.monotonic() > end:
             raise StillThere(f"processes {left} of the containerd in {home} do not end")
-        _thaw(cgroup_parent(home))
         for pid in left:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                 os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -96,6 +97,11 @@ async def ready(env: dict[str, str], node: str) -> None:
         await until(reported)
 
 
+async def dumping(env: dict[str, str]) -> bool:
+    async with rest_of(env) as rest:
+        return any(step.step == "dump" for action in await rest.actions() for step in action.steps)
+
+
 async def started(workloads: Workloads, name: str) -> Running:
     running = await workloads.start_container(name, shell_counter().workload)
     await running.wait_for(lambda lines: len(lines) >= COUNTS)
@@ -174,13 +180,7 @@ async def test_a_worker_killed_in_the_middle_is_started_again(
 ) -> None:
     running = await started(workloads, "counter")
     ordering = asyncio.create_task(checkpointed(setup, "counter"))
-    async with rest_of(setup.env) as rest:
-
-        async def dumping() -> bool:
-            steps = [step.step for action in await rest.actions() for step in action.steps]
-            return "dump" in steps
-
-        await until(dumping)
+    await until(partial(dumping, setup.env))
     await setup.worker.end(signal.SIGKILL)
 
     async with service(folder / "again.log", *setup.worker_arguments, env=setup.env) as again:
@@ -269,3 +269,33 @@ async def test_up_on_a_containerd_of_the_hosts_leaves_its_containers_running(
         assert restored.code == 0, restored.stderr
         assert await host.end() == 0
     assert await counted_on(workloads, "counter", before) == ""
+
+
+async def test_up_killed_in_the_middle_takes_up_everything_again(folder: Path) -> None:
+    state = folder / "up"
+    arguments = ("up", "--state", str(state), "--node", "here", "--listen", "127.0.0.1:0")
+    async with service(folder / "first.log", *arguments) as host:
+        env = {"KYBERNATE_SERVER": await url_of(host)}
+        await ready(env, "here")
+        async with workloads_in(state) as workloads:
+            bystander = await started(workloads, "bystander")
+            running = await started(workloads, "counter")
+        accepted = await kybernate("checkpoint", "counter", "-n", NAMESPACE, "--no-wait", env=env)
+        await until(partial(dumping, env))
+        await host.end(signal.SIGKILL)
+    await bystander.wait_for_more(COUNTS)
+
+    async with service(folder / "second.log", *arguments) as host:
+        env = {"KYBERNATE_SERVER": await url_of(host)}
+        await ready(env, "here")
+        async with rest_of(env) as rest:
+            action = await rest.ended(accepted.stdout.strip())
+        assert isinstance(action.result, Checkpointed), action.failure
+        before = running.lines()
+        async with workloads_in(state) as workloads:
+            restored = await kybernate("restore", action.result.checkpoint.id, env=env)
+            assert restored.code == 0, restored.stderr
+            assert await counted_on(workloads, "counter", before) == ""
+            told = bystander.lines()
+            assert await counted_on(workloads, "bystander", told) == ""
+        assert await host.end() == 0
