@@ -167,7 +167,9 @@ class Service:
             await self._nodes.fitting(node, facts)
         container = request.name or facts.target.container
         target = Target(namespace=facts.target.namespace, container=container)
-        return node, RestoreOrder(checkpoint=facts.id, target=target, place=place)
+        return node, RestoreOrder(
+            checkpoint=facts.id, target=target, place=place, digest=facts.digest
+        )
 
     async def _placed_delete(self, request: DeleteRequest) -> tuple[str, Order]:
         facts = (await self._ready(request.checkpoint)).facts

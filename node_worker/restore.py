@@ -113,9 +113,7 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _resolve(self, _: RestoreNotes) -> RestoreNotes:
         self._folder = await in_thread(self._means.store.folder, self._order.checkpoint)
-        self._manifest = await in_thread(read_manifest, self._folder)
-        if self._manifest.id != self._order.checkpoint:
-            raise Damaged(Damage.OTHER_CHECKPOINT, self._folder.name)
+        self._manifest = await in_thread(self._read_manifest)
         self._verifying = asyncio.create_task(in_thread(verify, self._folder, self._manifest))
         before, task = await asyncio.gather(self._tasks.container(), self._tasks.found())
         if task is not None and task.status in ALIVE:
@@ -131,6 +129,12 @@ class RestoreActor(StepActor[RestoreNotes]):
                 advice="Choose another name (--name), or delete that container.",
             )
         return RestoreNotes(before=before, snapshotter=self._manifest.container.snapshotter)
+
+    def _read_manifest(self) -> Manifest:
+        manifest = read_manifest(self._folder, digest=self._order.digest)
+        if manifest.id != self._order.checkpoint:
+            raise Damaged(Damage.OTHER_CHECKPOINT, self._folder.name)
+        return manifest
 
     async def _unresolve(self, _: RestoreNotes) -> None:
         """Nothing reads the checkpoint any more."""
@@ -171,7 +175,7 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     # making
 
-    async def _snapshot(self, _: RestoreNotes) -> None:
+    async def _snapshot(self, notes: RestoreNotes) -> None:
         record = self._manifest.container
         self._mounts = await self._runtime.prepare_snapshot(
             self._space,
@@ -180,8 +184,12 @@ class RestoreActor(StepActor[RestoreNotes]):
             record.parent_snapshot,
             {GC_ROOT_LABEL: self._job.id},
         )
-        self._images = await in_thread(self._prepare_images)
-        await rootfs.apply(self._mounts, self._folder / ROOTFS_FILE)
+        try:
+            self._images = await in_thread(self._prepare_images)
+            await rootfs.apply(self._mounts, self._folder / ROOTFS_FILE)
+        except (criu_images.ImagesUnreadable, rootfs.RootfsFailed):
+            await self._verify(notes)  # where the checkpoint is damaged, that is what to tell
+            raise
 
     def _prepare_images(self) -> Path:
         """The images; a changed copy of them where CRIU could not restore them well."""

@@ -57,6 +57,8 @@ class RestoreOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="res
     checkpoint: CheckpointId
     target: Target
     place: Place = Place.DISK
+    digest: str = ""
+    """Of the manifest, as the catalogue knows it; another manifest is not restored."""
     gpu_map: dict[str, str] = {}
     """UUID at the checkpoint → UUID now; empty: the node pairs them itself."""
 

@@ -35,9 +35,10 @@ def seal(folder: Path, manifest: Manifest) -> str:
 def read_manifest(folder: Path, *, digest: str = "") -> Manifest:
     """The manifest of a folder; with a digest, only the one that was sealed under it."""
     raw = _read(folder / MANIFEST_NAME)
+    manifest = _decode(raw)
     if digest and digest_of(raw) != digest:
         raise Damaged(Damage.OTHER_MANIFEST, MANIFEST_NAME)
-    return _decode(raw)
+    return manifest
 
 
 def manifest_digest(folder: Path) -> str:
