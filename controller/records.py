@@ -46,13 +46,11 @@ class Records:
         return self._kept(action) or await self.read(action)
 
     async def read(self, action: str) -> Row[Action] | None:
-        """The record as it is now; ended ones do not change."""
-        if action in self._ended:
-            return self._ended[action]
+        """The record as it is now."""
         row = await repaired(self._bus, lambda: self._table.get(action))
         if row is not None:
             return self._keep(row)
-        lost = self._unfinished.get(action)
+        lost = self._kept(action)
         return None if lost is None else await self._write_again(lost)
 
     async def write(self, row: Row[Action], action: Action) -> Row[Action]:
