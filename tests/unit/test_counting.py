@@ -10,8 +10,8 @@ from kybernate.embedded import counting
 from kybernate.embedded.counting import CannotCount, counted, gpu_counter, problem_with
 
 
-def lines(first: int, last: int, token: str = "beef") -> list[str]:
-    return [f"Loop {number}: token {token}" for number in range(first, last + 1)]
+def lines(first: int, last: int, held: str = "beef") -> list[str]:
+    return [f"Loop {number}: token {held}" for number in range(first, last + 1)]
 
 
 def test_the_lines_of_both_counters_are_understood() -> None:
