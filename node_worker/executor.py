@@ -23,7 +23,7 @@ import msgspec
 from kybernate import telemetry
 from node_worker.faults import failure_of
 from node_worker.ledger import Ledger
-from node_worker.plan import Ask, Do, Finish, Phase, Plan, Undo, committed, next_move
+from node_worker.plan import Ask, Do, Finish, History, Phase, Plan, Undo, committed, next_move
 from schemas import reasons
 from schemas.base import Record, decode, encode
 from schemas.failures import Failure
@@ -136,7 +136,9 @@ class Executor(Generic[N]):
         stop: Stop,
         observer: Observer = observe_nothing,
         pause: Pause = asyncio.sleep,
+        fresh: bool = False,
     ) -> None:
+        """`fresh`: no process has worked on it yet, so there is nothing to read."""
         self._job = job
         self._actor = actor
         self._ledger = ledger
@@ -144,10 +146,11 @@ class Executor(Generic[N]):
         self._stop = stop
         self._observer = observer
         self._pause = pause
-        self._written = ledger.notes(job)
-        self._notes = actor.notes() if self._written is None else decode(self._written, actor.notes)
-        self._failure = ledger.failure(job)
-        self._history = ledger.history(job)
+        raw = None if fresh else ledger.notes(job)
+        self._notes = actor.notes() if raw is None else decode(raw, actor.notes)
+        self._written = encode(self._notes)
+        self._history = History() if fresh else ledger.history(job)
+        self._failure = None if fresh else ledger.failure(job)
         self._result: Result | None = None
 
     async def run(self) -> Outcome[N]:

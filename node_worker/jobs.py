@@ -80,7 +80,7 @@ class Jobs:
 
         Each future is done when the server has the job's last event: only then acknowledge it.
         """
-        verdicts = self._ledger.accept(batch, time.time())
+        verdicts = self._ledger.accept(batch, time.time(), taken_up=True)
         return [
             self._begin(job, parent, verdict)
             for (job, parent), verdict in zip(batch, verdicts, strict=True)
@@ -116,7 +116,7 @@ class Jobs:
             event = last_event(job, EventKind.FAILED, failure=failure)
             self._ledger.end(job.id, event, settled=True)
         else:
-            self._start(job, traceparent)
+            self._start(job, traceparent, run=1)
         return self._reporter.ended(job.id)
 
     def _refuse_stale(self, job: Job) -> Ended:
@@ -125,9 +125,10 @@ class Jobs:
         done.set_result(None)
         return done
 
-    def _start(self, job: Job, traceparent: str) -> asyncio.Task[None]:
+    def _start(self, job: Job, traceparent: str, *, run: int) -> asyncio.Task[None]:
         stop = Stop()
-        task = asyncio.create_task(self._guarded(job, traceparent, stop), name=f"job {job.id}")
+        work = self._guarded(job, traceparent, stop, run)
+        task = asyncio.create_task(work, name=f"job {job.id}")
         self._tasks[job.id], self._stops[job.id] = task, stop
         self._actions[job.id] = job.action
         task.add_done_callback(lambda _: self._forget(job.id))
@@ -138,7 +139,7 @@ class Jobs:
         for known in (self._tasks, self._stops, self._actions):
             known.pop(job)
 
-    async def _guarded(self, job: Job, traceparent: str, stop: Stop) -> None:
+    async def _guarded(self, job: Job, traceparent: str, stop: Stop, run: int) -> None:
         """The job's task; what goes wrong beside its steps leaves it open in the ledger."""
         too_late = asyncio.get_running_loop().call_later(
             max(job.deadline - time.time(), 0), stop.call, TOO_LATE
@@ -155,18 +156,24 @@ class Jobs:
                 telemetry.continuing(traceparent),
                 telemetry.span(telemetry.SPAN_JOB, attributes),
             ):
-                await tasks.finish(self._walk(job, stop))
+                await tasks.finish(self._walk(job, stop, run))
         except Exception:
             log.exception("job %s stays open; it is taken up again later", job.id)
         finally:
             too_late.cancel()
 
-    async def _walk(self, job: Job, stop: Stop) -> None:
-        listener = self._reporter.listener(job, self._ledger.take_up(job.id))
+    async def _walk(self, job: Job, stop: Stop, run: int) -> None:
+        listener = self._reporter.listener(job, run)
         listener.accepted()
         actor = self._actor_of(job, listener)
         executor = Executor(
-            job.id, actor, self._ledger, listener, stop=stop, observer=self._observer
+            job.id,
+            actor,
+            self._ledger,
+            listener,
+            stop=stop,
+            observer=self._observer,
+            fresh=run == 1,
         )
         async with self._turns:
             outcome = await executor.run()
@@ -195,7 +202,7 @@ class Jobs:
         if left.told_end or self._ledger.history(job.id).phases:
             log.info("taking up job %s again", job.id)
             self._ledger.turn_back(job.id, RESTARTED)
-        return self._start(job, left.traceparent)
+        return self._start(job, left.traceparent, run=self._ledger.take_up(job.id))
 
     def _call_off(self, failure: Failure, jobs: Sequence[str]) -> None:
         for job in jobs:
