@@ -3,9 +3,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= .venv/bin/python
 ARGS ?=
+NODES ?= 1
 BIN := .venv/bin
 
-.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-gpu lock protos clean
+.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-gpu lock protos clean \
+	cluster-programs cluster-up cluster-down test-cluster
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +21,21 @@ venv:  ## Make .venv only
 demo: setup  ## Checkpoint a counting container, end it, resume it: the count goes on (root)
 	@$(BIN)/kybernate demo $(ARGS)
 
-test: setup  ## Run the tests; ARGS goes to pytest (root)
+test: cluster-programs  ## Run the tests; ARGS goes to pytest (root)
 	@$(PYTHON) -m pytest $(ARGS)
+
+test-cluster: cluster-programs  ## Run the tests on a Kubernetes cluster (root)
+	@$(PYTHON) -m pytest tests/cluster $(ARGS)
+
+cluster-up: cluster-programs  ## Bring a Kubernetes cluster up in .cluster, with NODES nodes (root)
+	@$(PYTHON) -m kybernate.embedded.kubernetes up --nodes $(NODES)
+
+cluster-down:  ## End the cluster in .cluster and remove everything of it
+	@$(PYTHON) -m kybernate.embedded.kubernetes down
+
+cluster-programs: setup
+	@command -v ip >/dev/null || scripts/apt-install.sh iproute2
+	@scripts/kubernetes.sh
 
 check: venv  ## Formatting, lint, types, import contracts, exported schemas
 	$(BIN)/ruff format --check

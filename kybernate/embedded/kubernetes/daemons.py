@@ -1,0 +1,85 @@
+"""Processes that outlive the command that starts them, found again by their environment.
+
+Everything that belongs to a home (the control plane, or a node) carries it in its environment, and
+its containers' cgroups are named after it: `leftovers.clear` ends them all, whatever was killed
+before. A daemon also carries its own name, so that a recycled pid is not taken for it.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kybernate.embedded import leftovers
+from kybernate.embedded.kubernetes.commands import Word
+from kybernate.embedded.kubernetes.waiting import until
+
+NAME = "KYBERNATE_DAEMON"
+STOP_TIMEOUT = 10.0
+LAUNCH = 'log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!'
+"""The shell ends at once, so whoever reaps orphans reaps the daemon, and `$!` is its pid."""
+
+
+class Daemon(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    home: Path
+    command: tuple[Word, ...]
+    env: Mapping[str, str] = {}
+
+    @property
+    def log(self) -> Path:
+        return self.home / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs, if it does."""
+        with contextlib.suppress(OSError, ValueError):  # never started, or ended meanwhile
+            pid = int(self._pid_file.read_text())
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if all(f"{name}={value}".encode() in environment for name, value in self._marks()):
+                return pid
+        return None
+
+    def start(self) -> None:
+        """Start it unless it runs."""
+        if self.pid is not None:
+            return
+        words = ["sh", "-c", LAUNCH, "sh", self.log, *self.command]
+        started = subprocess.run(
+            words, check=True, stdout=subprocess.PIPE, env=self._environment(), timeout=STOP_TIMEOUT
+        )
+        self._pid_file.write_bytes(started.stdout)
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it and wait until it has; kill it when that takes too long."""
+        with contextlib.suppress(TimeoutError):  # then it is killed below
+            await self._gone_after(how)
+        await self._gone_after(signal.SIGKILL)
+
+    def last_words(self, lines: int = 12) -> str:
+        said = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join((f"the end of {self.log}:", *said.splitlines()[-lines:]))
+
+    async def _gone_after(self, how: signal.Signals) -> None:
+        if (pid := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, how)
+        await until(self._ended, timeout=STOP_TIMEOUT, every=0.02)
+
+    async def _ended(self) -> bool:
+        return self.pid is None
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.home / f"{self.name}.pid"
+
+    def _marks(self) -> Sequence[tuple[str, str]]:
+        return ((leftovers.MARK, str(self.home)), (NAME, self.name))
+
+    def _environment(self) -> dict[str, str]:
+        ours = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home)}
+        return {**ours, **self.env, **dict(self._marks())}
