@@ -116,7 +116,7 @@ class Jobs:
             event = last_event(job, EventKind.FAILED, failure=failure)
             self._ledger.end(job.id, event, settled=True)
         else:
-            self._start(job, traceparent, run=1)
+            self._start(job, traceparent, fresh=True)
         return self._reporter.ended(job.id)
 
     def _refuse_stale(self, job: Job) -> Ended:
@@ -125,9 +125,9 @@ class Jobs:
         done.set_result(None)
         return done
 
-    def _start(self, job: Job, traceparent: str, *, run: int) -> asyncio.Task[None]:
+    def _start(self, job: Job, traceparent: str, *, fresh: bool) -> asyncio.Task[None]:
         stop = Stop()
-        work = self._guarded(job, traceparent, stop, run)
+        work = self._guarded(job, traceparent, stop, fresh=fresh)
         task = asyncio.create_task(work, name=f"job {job.id}")
         self._tasks[job.id], self._stops[job.id] = task, stop
         self._actions[job.id] = job.action
@@ -139,7 +139,7 @@ class Jobs:
         for known in (self._tasks, self._stops, self._actions):
             known.pop(job)
 
-    async def _guarded(self, job: Job, traceparent: str, stop: Stop, run: int) -> None:
+    async def _guarded(self, job: Job, traceparent: str, stop: Stop, *, fresh: bool) -> None:
         """The job's task; what goes wrong beside its steps leaves it open in the ledger."""
         too_late = asyncio.get_running_loop().call_later(
             max(job.deadline - time.time(), 0), stop.call, TOO_LATE
@@ -156,13 +156,14 @@ class Jobs:
                 telemetry.continuing(traceparent),
                 telemetry.span(telemetry.SPAN_JOB, attributes),
             ):
-                await tasks.finish(self._walk(job, stop, run))
+                await tasks.finish(self._walk(job, stop, fresh=fresh))
         except Exception:
             log.exception("job %s stays open; it is taken up again later", job.id)
         finally:
             too_late.cancel()
 
-    async def _walk(self, job: Job, stop: Stop, run: int) -> None:
+    async def _walk(self, job: Job, stop: Stop, *, fresh: bool) -> None:
+        run = 1 if fresh else self._ledger.take_up(job.id)
         listener = self._reporter.listener(job, run)
         listener.accepted()
         actor = self._actor_of(job, listener)
@@ -173,7 +174,7 @@ class Jobs:
             listener,
             stop=stop,
             observer=self._observer,
-            fresh=run == 1,
+            fresh=fresh,
         )
         async with self._turns:
             outcome = await executor.run()
@@ -202,7 +203,7 @@ class Jobs:
         if left.told_end or self._ledger.history(job.id).phases:
             log.info("taking up job %s again", job.id)
             self._ledger.turn_back(job.id, RESTARTED)
-        return self._start(job, left.traceparent, run=self._ledger.take_up(job.id))
+        return self._start(job, left.traceparent, fresh=False)
 
     def _call_off(self, failure: Failure, jobs: Sequence[str]) -> None:
         for job in jobs:
