@@ -49,7 +49,7 @@ class Nodes:
         return await self._decided(lambda: self._ready(node))
 
     async def holding(self, target: Target) -> Inventory:
-        """The one node that reports the container; where there is one node only, that one."""
+        """The one node that reports the container; where only one node is at work, that one."""
         return await self._decided(lambda: self._holder(target))
 
     async def fitting(self, node: str, facts: CheckpointFacts) -> Inventory:
@@ -85,15 +85,16 @@ class Nodes:
         return "" if inventory.ready else "its worker is not ready"
 
     def _holder(self, target: Target) -> Inventory:
-        holders = [node for node in self._known.values() if target in node.containers]
-        if not holders and len(self._known) == 1:
-            return self._ready(next(iter(self._known)))
-        if not holders:
-            raise self._nowhere(target)
-        usable = [node for node in holders if not self._problem(node)]
-        if len(usable) > 1:
+        everywhere = list(self._known.values())
+        holders = [node for node in everywhere if target in node.containers]
+        usable = [node for node in holders or everywhere if not self._problem(node)]
+        if len(usable) == 1:
+            return usable[0]
+        if holders and usable:
             raise _ambiguous(target, usable)
-        return usable[0] if usable else self._ready(holders[0].node)
+        if holders or len(everywhere) == 1:
+            return self._ready((holders or everywhere)[0].node)
+        raise self._nowhere(target)
 
     def _fit(self, node: str, facts: CheckpointFacts) -> Inventory:
         inventory = self._ready(node)

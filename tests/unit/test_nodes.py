@@ -57,8 +57,15 @@ async def test_the_node_that_reports_the_container_is_meant(bus: Bus, nodes: Nod
 async def test_a_single_node_is_meant_even_before_it_reports_the_container(
     bus: Bus, nodes: Nodes
 ) -> None:
-    await tell_inventory(bus, inventory("n1"))
+    await tell_inventory(bus, inventory("n1"), inventory("gone", at=LONG_AGO))
     assert (await nodes.holding(TARGET)).node == "n1"
+
+
+async def test_a_silent_node_that_reports_it_alone_is_named(bus: Bus, nodes: Nodes) -> None:
+    await tell_inventory(bus, inventory("n1"), inventory("n2", "counter", at=LONG_AGO))
+    refused = await refusal(nodes)
+    assert refused.reason == reasons.NODE_NOT_READY
+    assert "n2" in str(refused)
 
 
 async def test_several_that_report_it_are_named(bus: Bus, nodes: Nodes) -> None:
