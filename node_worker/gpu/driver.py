@@ -129,8 +129,8 @@ class CudaDriver:
 
     def _fact(self, index: int, version: str) -> GpuFacts:
         device = self._call("cuDeviceGet", index)
-        name = self._call("cuDeviceGetName", 256, device).rstrip(b"\0").decode()
-        bus = self._call("cuDeviceGetPCIBusId", 32, device).rstrip(b"\0").decode()
+        name = self._call("cuDeviceGetName", 256, device).partition(b"\0")[0].decode()
+        bus = self._call("cuDeviceGetPCIBusId", 32, device).partition(b"\0")[0].decode()
         return GpuFacts(
             index=index,
             uuid=f"GPU-{uuid.UUID(bytes=bytes(self._call('cuDeviceGetUuid', device).bytes))}",
