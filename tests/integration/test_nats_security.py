@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -27,46 +25,13 @@ from schemas.names import (
     job_subject,
     node_key,
 )
+from tests.support.secured_nats import Authority, shipped_server
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "nats"
 NODE = "gpu-7"
-EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
 
 
 class Note(msgspec.Struct, frozen=True):
     text: str = ""
-
-
-class Authority:
-    """A certificate authority of its own, by openssl."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._openssl(
-            *("req", "-x509", "-nodes", *EC_KEY, "-days", "2", "-subj", "/CN=test authority"),
-            *("-keyout", "ca.key", "-out", "ca.pem"),
-        )
-
-    @property
-    def ca(self) -> Path:
-        return self.folder / "ca.pem"
-
-    def issue(self, name: str, common_name: str, *extensions: str) -> tuple[Path, Path]:
-        """A certificate and its key."""
-        self._openssl(
-            *("req", "-nodes", *EC_KEY, "-subj", f"/CN={common_name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        (self.folder / "extensions").write_text("\n".join(extensions))
-        self._openssl(
-            *["x509", "-req", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"],
-            *("-extfile", "extensions", "-in", f"{name}.csr", "-out", f"{name}.pem"),
-        )
-        return self.folder / f"{name}.pem", self.folder / f"{name}.key"
-
-    def _openssl(self, *words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +46,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 async def server(authority: Authority, folder: Path) -> AsyncIterator[NatsServer]:
-    """A server with the shipped configuration, its files elsewhere."""
-    config = (SHIPPED / "nats.conf").read_text()
-    config = config.replace("/etc/nats/tls", str(authority.folder))
-    config = config.replace('store_dir: "/var/lib/nats"', f'store_dir: "{folder}/jetstream"')
-    (folder / "nats").mkdir()
-    shutil.copy(SHIPPED / "users.conf", folder / "nats")
-    async with nats_server(folder / "nats", config=config) as server:
+    async with shipped_server(authority, folder) as server:
         yield server
 
 
@@ -110,7 +69,8 @@ async def controller(server: NatsServer, authority: Authority) -> AsyncIterator[
 
 @pytest.fixture
 async def worker(server: NatsServer, authority: Authority, controller: Bus) -> AsyncIterator[Bus]:
-    async with connect(settings(server, authority, "worker"), name=f"kybernate-worker-{NODE}") as bus:
+    mine = settings(server, authority, "worker")
+    async with connect(mine, name=f"kybernate-worker-{NODE}") as bus:
         yield bus
 
 
