@@ -1,0 +1,1 @@
+"""Restores into pods: what the OCI runtime `kybernate-runc` asks for, and who answers."""
