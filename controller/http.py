@@ -83,8 +83,8 @@ def query_of(request: web.Request, of: type[Any]) -> Any:
 
 @web.middleware
 async def spanned(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The request as a span of the client's trace."""
-    if request.path in OPEN_TO_ALL:
+    """What asks for something as a span of the client's trace; polling would only fill it up."""
+    if request.method == "GET":
         return await handler(request)
     resource = request.match_info.route.resource
     attributes = {
