@@ -18,6 +18,11 @@ class Bare:
         self._work = folder / "work"
 
     async def checkpoint(self) -> None:
+        await self.dump()
+        await self.seal()
+        await self._runtime.delete_task(NAMESPACE, self._id)
+
+    async def dump(self) -> None:
         for path in (self._images, self._work):
             path.mkdir(parents=True)
         options = DumpOptions(
@@ -28,10 +33,12 @@ class Bare:
             file_locks=True,
         )
         await self._runtime.checkpoint(NAMESPACE, self._id, options)
-        await asyncio.to_thread(make_durable, self._images)
-        await self._runtime.delete_task(NAMESPACE, self._id)
 
-    async def restore(self) -> None:
+    async def seal(self) -> None:
+        await asyncio.to_thread(make_durable, self._images)
+
+    async def restore(self) -> int:
+        """The pid of its first process."""
         container = await self._runtime.container(NAMESPACE, self._id)
         mounts = await self._runtime.mounts(
             NAMESPACE, container.snapshotter, container.snapshot_key
@@ -40,7 +47,7 @@ class Bare:
         await self._runtime.create_task(
             NAMESPACE, self._id, mounts=mounts, stdio=self._stdio, restore=paths
         )
-        await self._runtime.start_task(NAMESPACE, self._id)
+        return await self._runtime.start_task(NAMESPACE, self._id)
 
     async def clean(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._images.parent)

@@ -83,7 +83,7 @@ async def alternate(rounds: int, running: Running, bare: Bare, ours: ThroughKybe
     )
 
 
-async def timed(work: Callable[[], Awaitable[None]]) -> float:
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
     began = time.monotonic()
     await work()
     return time.monotonic() - began

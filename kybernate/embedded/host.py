@@ -23,6 +23,7 @@ from kybernate.embedded.containerd import PrivateContainerd, private_containerd
 from kybernate.embedded.nats_server import nats_server
 from kybernate.embedded.stack import find_stack
 from node_worker import app as worker_app
+from node_worker.gpu.helper import CUDA_DRIVER
 from node_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: Path | None = None
     containerd: Path | None = None
     """Socket of a containerd that runs already; none: a private one."""
+    gpu_driver: str = CUDA_DRIVER
+    gpu_argument: str = ""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +99,8 @@ async def _worker(settings: HostSettings, bus: BusSettings, socket: Path) -> Asy
         checkpoints=settings.checkpoints or settings.folder / "checkpoints",
         containerd=socket,
         bus=bus,
+        gpu_driver=settings.gpu_driver,
+        gpu_argument=settings.gpu_argument,
     )
     async with (
         connect(bus, name=f"kybernate-worker-{settings.node}") as link,
