@@ -9,13 +9,12 @@ CRIU leaves the task as it was, paused; it is ended only when the checkpoint is 
 
 import asyncio
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
 from kybernate import tasks, telemetry
 from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
-from node_worker import criu_images, criu_log, criu_process, rootfs
+from node_worker import criu_images, criu_log, criu_process, folders, rootfs
 from node_worker.actors import Means, Progress, Step, StepActor
 from node_worker.containerd.port import DumpOptions, Mount
 from node_worker.dump import dump
@@ -108,7 +107,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             raise Refused(reasons.ALREADY_EXISTS, f"there is a checkpoint in {folder} already")
         staging = self._means.store.staging(self._order.checkpoint)
         (staging / IMAGES_FOLDER).mkdir(mode=0o700)
-        shutil.rmtree(self._work, ignore_errors=True)
+        folders.remove(self._work)
         self._work.mkdir(mode=0o700, parents=True)
         if names := named_watches(self._held.seen.processes, self._held.task.pid):
             criu_images.write_names(self._work, names)
@@ -117,7 +116,7 @@ class CheckpointActor(StepActor[HeldNotes]):
     async def _unstage(self, _: HeldNotes) -> None:
         await in_thread(self._follower.stop)
         await in_thread(self._means.store.discard, self._order.checkpoint)
-        await in_thread(shutil.rmtree, self._work, ignore_errors=True)
+        await in_thread(folders.remove, self._work)
 
     async def _dump(self, _: HeldNotes) -> None:
         images = self._staging / IMAGES_FOLDER
@@ -168,7 +167,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             await self._held.let_run(notes)
         else:
             await self._held.end_task(notes)
-        await in_thread(shutil.rmtree, self._work, ignore_errors=True)
+        await in_thread(folders.remove, self._work)
 
     def _manifest(self) -> Manifest:
         log = criu_log.read_log(self._work)

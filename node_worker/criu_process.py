@@ -2,6 +2,8 @@
 
 runc starts CRIU without a path in its arguments, but CRIU holds the folders of its images and of
 its log open. It outlives a containerd that dies, and would go on beside whatever undoes its work.
+runc itself, which waits for CRIU, has the folder in its arguments; it ends by itself and clears
+up while it does, so it is given time.
 """
 
 import asyncio
@@ -23,34 +25,41 @@ class StillThere(Exception):
     """A CRIU process that was killed does not end."""
 
 
-async def end_in(*folders: Path) -> None:
-    """End every CRIU at work in these folders, and wait until it is gone."""
+async def end_in(work: Path) -> None:
+    """End every CRIU at work in this folder, and wait until it and its runc are gone."""
     end = time.monotonic() + END_SECONDS
-    while left := await in_thread(working_in, folders):
+    while left := await in_thread(_at_work, work):
         if time.monotonic() > end:
-            raise StillThere(f"CRIU ({left}) does not end; see whether it hangs in the kernel")
-        for pid in left:
+            raise StillThere(f"processes {left} do not end; see whether one hangs in the kernel")
+        for pid in await in_thread(working_in, work):
             with contextlib.suppress(ProcessLookupError):  # it ended by itself
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(0.01)
 
 
-def working_in(folders: tuple[Path, ...]) -> tuple[int, ...]:
-    resolved = tuple(folder.resolve() for folder in folders)
-    return tuple(pid for pid in _criu_pids() if _holds_any(pid, resolved))
+def _at_work(work: Path) -> tuple[int, ...]:
+    named = os.fsencode(work)
+    runc = tuple(pid for pid, command in _commands() if named in command.split(b"\0"))
+    return (*working_in(work), *runc)
 
 
-def _criu_pids() -> Iterator[int]:
+def working_in(folder: Path) -> tuple[int, ...]:
+    """CRIU processes that have something open below the folder."""
+    place = folder.resolve()
+    criu = (pid for pid, command in _commands() if b"criu" in command)
+    return tuple(pid for pid in criu if _holds_any(pid, place))
+
+
+def _commands() -> Iterator[tuple[int, bytes]]:
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # it ended while we looked
-            if b"criu" in (process / "cmdline").read_bytes():
-                yield int(process.name)
+            yield int(process.name), (process / "cmdline").read_bytes()
 
 
-def _holds_any(pid: int, folders: tuple[Path, ...]) -> bool:
+def _holds_any(pid: int, folder: Path) -> bool:
     held: list[Path] = []
     with contextlib.suppress(OSError):  # it ended, or closed one, while we looked
         held.extend(name.readlink() for name in (PROC / str(pid) / "fd").iterdir())
-    return any(path.is_relative_to(folder) for path in held for folder in folders)
+    return any(path.is_relative_to(folder) for path in held)

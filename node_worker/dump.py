@@ -77,7 +77,7 @@ async def _watched(
             size, changed = now, time.monotonic()
             grown(size)
         elif time.monotonic() - changed > stalled:
-            await criu_process.end_in(folders.images, folders.work)
+            await criu_process.end_in(folders.work)
             return True
     return False
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from node_worker.processes import CGROUPS, PROC
 
-_V1: Final = ("freezer.state", "FROZEN")
-_V2: Final = ("cgroup.freeze", "1")
+_V1: Final = ("freezer.state", "FROZEN", "THAWED")
+_V2: Final = ("cgroup.freeze", "1", "0")
 SETTLE_SECONDS: Final = 5.0
 
 
@@ -22,7 +22,7 @@ class NotFrozen(Exception):
 
 def freeze_if_thawed(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> bool:
     """Freeze the process's cgroup and wait until it is; False when it is frozen already."""
-    file, frozen = _freezer(pid, proc, cgroups)
+    file, frozen, _ = _freezer(pid, proc, cgroups)
     if file.read_text().strip() == frozen:
         return False
     file.write_text(frozen)
@@ -34,14 +34,21 @@ def freeze_if_thawed(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) ->
     return True
 
 
-def _freezer(pid: int, proc: Path, cgroups: Path) -> tuple[Path, str]:
+def thaw(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> None:
+    """Let the process's cgroup go: in version 1 a frozen process cannot even die."""
+    file, _, thawed = _freezer(pid, proc, cgroups)
+    file.write_text(thawed)
+
+
+def _freezer(pid: int, proc: Path, cgroups: Path) -> tuple[Path, str, str]:
+    """Its file, and what it says of frozen and of thawed."""
     for line in (proc / str(pid) / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "freezer" in controllers.split(","):
-            name, frozen = _V1
-            return cgroups / "freezer" / path.lstrip("/") / name, frozen
+            name, frozen, thawed = _V1
+            return cgroups / "freezer" / path.lstrip("/") / name, frozen, thawed
         if not controllers:
             unified = cgroups / path.lstrip("/") / _V2[0]
             if unified.exists():
-                return unified, _V2[1]
+                return unified, *_V2[1:]
     raise FileNotFoundError(f"process {pid} is in no cgroup that can be frozen")

@@ -12,7 +12,6 @@ is the job's own, because containerd's clean-up after a failed restore can empty
 
 import asyncio
 import contextlib
-import shutil
 import uuid
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ import msgspec
 
 from kybernate import tasks
 from kybernate.store import Damage, Damaged, read_manifest, verify
-from node_worker import criu_images, criu_process, host, rootfs
+from node_worker import criu_images, criu_process, folders, host, rootfs, runc_state
 from node_worker.actors import Means, Step, StepActor
 from node_worker.containerd.port import (
     GC_ROOT_LABEL,
@@ -264,6 +263,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         now = await self._tasks.container()
         if now is not None and now.labels.get(JOB_LABEL) == self._job.id:
             await self._tasks.end()
+            await in_thread(runc_state.clear, self._space, now)
 
     async def _verify(self, _: RestoreNotes) -> None:
         if self._verifying is not None:
@@ -307,4 +307,4 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     def _clear_folders(self) -> None:
         self._means.store.discard_scratch(self._job.id)
-        shutil.rmtree(self._work, ignore_errors=True)
+        folders.remove(self._work)

@@ -101,6 +101,9 @@ class CrashingWorkers:
         self._pid = 0
         return status
 
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
     async def stop(self) -> None:
         """End it as an operator does."""
         os.kill(self._pid, signal.SIGTERM)

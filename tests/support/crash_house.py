@@ -1,0 +1,166 @@
+"""A real node whose workers die: NATS, containerd, a container that counts, what tests ask."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from kybernate.bus import Bus, BusSettings
+from kybernate.bus.nats import connect as connect_bus
+from kybernate.embedded.containerd import PrivateContainerd, private_containerd
+from kybernate.embedded.nats_server import nats_server
+from kybernate.embedded.oci import Workload
+from kybernate.embedded.stack import find_stack
+from kybernate.embedded.workload import NAMESPACE, Running, Workloads, end_task
+from kybernate.store import CheckpointStore, read_manifest, verify
+from node_worker.containerd.client import Containerd, connect
+from node_worker.containerd.port import NotFound, TaskStatus
+from node_worker.settings import WorkerSettings
+from schemas.base import decode
+from schemas.messages import TERMINAL_EVENTS, EventKind, Job, JobEvent
+from schemas.names import job_subject
+from schemas.orders import CheckpointOrder, Order, Target, verb
+from tests.support.crashing_worker import CrashingWorkers, Fate, crashing_workers
+
+NODE = "crashing"
+CONTAINER = "counter"
+COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
+COUNTING = Workload(args=("sh", "-c", COUNTER))
+TARGET = Target(namespace=NAMESPACE, container=CONTAINER)
+KILLED = -9
+
+
+class House:
+    """What stands, and what a case does with it."""
+
+    def __init__(  # noqa: PLR0917 - one place makes it
+        self,
+        settings: WorkerSettings,
+        daemon: PrivateContainerd,
+        runtime: Containerd,
+        workloads: Workloads,
+        bus: Bus,
+        workers: CrashingWorkers,
+    ) -> None:
+        self.settings = settings
+        self.daemon = daemon
+        self.runtime = runtime
+        self.workloads = workloads
+        self.bus = bus
+        self.workers = workers
+        self.store = CheckpointStore(settings.store)
+        self.counter: Running | None = None
+        self.checkpoint = ""
+        """The last durable one of the container that is not deleted."""
+
+    async def publish(self, order: Order) -> Job:
+        job = Job(
+            action=str(uuid.uuid4()), attempt=1, node=NODE, order=order, deadline=time.time() + 60
+        )
+        await self.bus.publish(job_subject(NODE, verb(order)), job, dedupe=job.id)
+        return job
+
+    async def dies(self, order: Order, fate: Fate) -> JobEvent:
+        """The worker dies as it is told while it does the order; what the next one reports."""
+        await self.workers.start(fate)
+        job = await self.publish(order)
+        assert await self.workers.ended() == KILLED
+        return await self._ended_by_the_next(job)
+
+    async def done(self, order: Order) -> JobEvent:
+        """The order done by a worker that does not die."""
+        return await self._ended_by_the_next(await self.publish(order))
+
+    async def _ended_by_the_next(self, job: Job) -> JobEvent:
+        await self.workers.start(Fate())
+        event = await self.last_event(job)
+        await self.workers.stop()
+        return event
+
+    async def last_event(self, job: Job) -> JobEvent:
+        queue = self.bus.events()
+        async with asyncio.timeout(60):
+            while True:
+                for delivery in await queue.fetch(100, wait=1.0):
+                    await delivery.ack()
+                    event = decode(delivery.data, JobEvent)
+                    if event.action == job.action and event.kind in TERMINAL_EVENTS:
+                        return event
+
+    # the container
+
+    async def running(self) -> Running:
+        """The container, which counts."""
+        if self.counter is None or await self.status() is not TaskStatus.RUNNING:
+            if self.counter is not None:
+                await self.counter.remove()
+            self.counter = await self.workloads.start_container(CONTAINER, COUNTING)
+        await self.counter.wait_for_more()
+        return self.counter
+
+    async def stopped(self) -> str:
+        """A checkpoint of the container, which is ended; its record and snapshot are there."""
+        if not self.checkpoint:
+            await self.running()
+            order = checkpoint_order(leave_running=False)
+            event = await self.done(order)
+            assert event.kind is EventKind.COMPLETED, event.failure
+            self.checkpoint = order.checkpoint
+        await end_task(self.runtime, CONTAINER)
+        return self.checkpoint
+
+    async def status(self) -> TaskStatus | None:
+        try:
+            return (await self.runtime.task(NAMESPACE, CONTAINER)).status
+        except NotFound:
+            return None
+
+    async def counts_on(self) -> None:
+        assert self.counter is not None
+        assert await self.status() is TaskStatus.RUNNING
+        lines = await self.counter.wait_for_more(2)
+        numbers = [int(line) for line in lines[-3:]]
+        assert numbers == list(range(numbers[0], numbers[0] + 3))
+
+    def nothing_lies_around(self) -> None:
+        work = self.settings.state / "work"
+        assert self.store.leftovers() == ()
+        assert list(work.glob("*")) == []
+
+    def is_durable(self, checkpoint: str) -> bool:
+        if checkpoint not in self.store.checkpoints():
+            return False
+        folder = self.store.folder(checkpoint)
+        verify(folder, read_manifest(folder))
+        return True
+
+
+def checkpoint_order(*, leave_running: bool) -> CheckpointOrder:
+    return CheckpointOrder(target=TARGET, checkpoint=str(uuid.uuid4()), leave_running=leave_running)
+
+
+@asynccontextmanager
+async def crash_house() -> AsyncIterator[House]:
+    folder = Path(tempfile.mkdtemp(prefix="ky-", dir="/tmp"))
+    settings = WorkerSettings(node=NODE, state=folder / "worker")
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        nats = await stack.enter_async_context(nats_server(folder / "nats"))
+        daemon = await stack.enter_async_context(
+            private_containerd(find_stack(), folder / "containerd")
+        )
+        runtime = await stack.enter_async_context(connect(daemon.socket))
+        link = BusSettings(servers=(nats.url,), ack_wait=5.0)
+        bus = await stack.enter_async_context(connect_bus(link, name="test"))
+        await bus.ensure_topology()
+        await bus.ensure_queue(NODE)
+        workers = await stack.enter_async_context(
+            crashing_workers(NODE, settings.state, daemon.socket, nats.url, folder / "worker.log")
+        )
+        workloads = Workloads(daemon, runtime)
+        stack.push_async_callback(workloads.clear)
+        yield House(settings, daemon, runtime, workloads, bus, workers)
