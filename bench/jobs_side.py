@@ -30,4 +30,5 @@ def an_action() -> Action:
         created=now,
         updated=now,
         deadline=now + DEADLINE_SECONDS,
+        traceparent=f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-00",
     )

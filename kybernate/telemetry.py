@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 import msgspec
@@ -52,6 +53,7 @@ ATTRIBUTE_NODE = "kybernate.node"
 ATTRIBUTE_STEP = "kybernate.step"
 
 TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _MAX_COLLECTED = 100_000
@@ -197,7 +199,13 @@ def mark_failed(message: str) -> None:
 
 def inject(headers: dict[str, str]) -> dict[str, str]:
     """The headers with the current trace context in them (the same mapping)."""
-    _PROPAGATOR.inject(headers)
+    current = trace.get_current_span().get_span_context()
+    if current.trace_state:
+        _PROPAGATOR.inject(headers)
+    elif current.is_valid:
+        headers[TRACEPARENT] = (
+            f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+        )
     return headers
 
 
@@ -207,14 +215,23 @@ def traceparent() -> str:
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    return _PROPAGATOR.extract({key.lower(): value for key, value in headers.items()})
+    known = {key.lower(): value for key, value in headers.items()}
+    if TRACESTATE in known:
+        return _PROPAGATOR.extract(known)
+    return _context_of(known.get(TRACEPARENT, ""))
+
+
+@lru_cache(maxsize=4096)
+def _context_of(parent: str) -> Context:
+    """The same few contexts come again and again while their jobs are under way."""
+    return _PROPAGATOR.extract({TRACEPARENT: parent})
 
 
 @contextmanager
 def continuing(headers: Mapping[str, str] | str) -> Iterator[None]:
     """Go on with the trace of a message's headers, or of a bare `traceparent`, in the block."""
-    carrier = {TRACEPARENT: headers} if isinstance(headers, str) else headers
-    token = otel_context.attach(extract(carrier))
+    wanted = _context_of(headers) if isinstance(headers, str) else extract(headers)
+    token = otel_context.attach(wanted)
     try:
         yield
     finally:

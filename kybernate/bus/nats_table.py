@@ -3,6 +3,8 @@
 Writes are publications that name the revision they expect. Reads are direct gets. A bucket keeps
 one message per key, so reading its stream from the first message to the last is reading all rows:
 a row that is written meanwhile moves to the end and is met there. No watch is trusted with that.
+What was decoded for the last reading of all rows is not decoded again, told by the time to the
+nanosecond at which it was stored: revisions begin anew when somebody wipes the bucket.
 """
 
 import asyncio
@@ -41,6 +43,7 @@ _EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION = "KV-Operation"
 _REVISION = "Nats-Sequence"
 _SUBJECT = "Nats-Subject"
+_STORED = "Nats-Time-Stamp"
 _BEFORE = "Nats-Last-Sequence"
 _NOT_FOUND = "404"
 _NO_RESPONDERS = "503"
@@ -61,6 +64,7 @@ class NatsTable(Generic[T]):
         self._of = of
         self._get_call = f"$JS.API.DIRECT.GET.{bucket_stream(bucket)}"
         self._prefix = bucket_subject(bucket, "")
+        self._decoded: dict[tuple[str, str], Row[T]] = {}
 
     async def get(self, key: str) -> Row[T] | None:
         message = await self._stored(key)
@@ -97,11 +101,13 @@ class NatsTable(Generic[T]):
 
     async def all(self) -> dict[str, Row[T]]:
         rows: dict[str, Row[T]] = {}
+        decoded: dict[tuple[str, str], Row[T]] = {}
         position = 0
         while messages := await self._batch_after(position):
             for message in messages:
-                self._fold(rows, message)
+                self._fold(rows, decoded, message)
             position = _number(messages[-1], _REVISION)
+        self._decoded = decoded
         return rows
 
     @asynccontextmanager
@@ -150,17 +156,25 @@ class NatsTable(Generic[T]):
             raise BusUnavailable(f"NATS did not send all of {self._bucket}; it will next time")
         return messages
 
-    def _fold(self, rows: dict[str, Row[T]], message: Msg) -> None:
-        key = (message.headers or {})[_SUBJECT][len(self._prefix) :]
+    def _fold(
+        self, rows: dict[str, Row[T]], decoded: dict[tuple[str, str], Row[T]], message: Msg
+    ) -> None:
+        headers = message.headers or {}
+        key, stored = headers[_SUBJECT][len(self._prefix) :], headers[_STORED]
         rows.pop(key, None)
         if _deleted(message):
             return
+        row = self._decoded.get((key, stored)) or self._row(key, message)
+        if row is not None:
+            rows[key] = decoded[key, stored] = row
+
+    def _row(self, key: str, message: Msg) -> Row[T] | None:
         try:
             value = decode(message.data, self._of)
         except Undecodable as error:
             log.warning("left out %s of %s, which does not decode: %s", key, self._bucket, error)
-        else:
-            rows[key] = Row(key=key, value=value, revision=_number(message, _REVISION))
+            return None
+        return Row(key=key, value=value, revision=_number(message, _REVISION))
 
     def _refuse_missing(self, reply: Msg) -> None:
         if _status(reply) == _NO_RESPONDERS:

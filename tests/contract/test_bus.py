@@ -424,6 +424,16 @@ class TestBadLuck:
         [delivery] = await queue.fetch(1, wait=5)
         await delivery.ack()
 
+    async def test_a_row_of_a_wiped_bucket_is_not_taken_for_a_new_one(
+        self, place: Place, bus: Bus
+    ) -> None:
+        table = bus.table(ACTIONS_BUCKET, Note)
+        for text in ("old", "new"):
+            await table.create("k", Note(text))
+            assert {key: row.value for key, row in (await table.all()).items()} == {"k": Note(text)}
+            await place.wipe(ACTIONS_BUCKET)
+            await bus.ensure_topology()
+
     async def test_wiped_events_and_buckets_are_healed(self, place: Place, bus: Bus) -> None:
         table = bus.table(ACTIONS_BUCKET, Note)
         await table.put("k", Note())

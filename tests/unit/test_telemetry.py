@@ -84,6 +84,14 @@ def test_a_bare_traceparent_is_enough() -> None:
         assert telemetry.trace_id() == wanted
 
 
+def test_a_trace_state_goes_along() -> None:
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    with telemetry.continuing({"traceparent": parent, "tracestate": "vendor=x"}):
+        assert telemetry.inject({}) == {"traceparent": parent, "tracestate": "vendor=x"}
+    with telemetry.continuing(parent):
+        assert telemetry.inject({}) == {"traceparent": parent}
+
+
 @pytest.mark.parametrize("headers", ["", "garbage", {"traceparent": "00-zz-zz-01"}, {}])
 def test_a_context_that_is_none_starts_no_trace(headers: str | dict[str, str]) -> None:
     with telemetry.continuing(headers):
