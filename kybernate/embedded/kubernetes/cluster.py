@@ -154,15 +154,25 @@ def attach(folder: Path) -> Cluster:
 async def down(folder: Path) -> None:
     """End whatever runs of the cluster and remove everything of it, the folder included."""
     folder = folder.resolve()
-    if folder.exists() and not _is_ours(folder):
+    if not folder.exists():
+        await _remove(folder)
+        return
+    if not _is_ours(folder):
         raise ClusterProblem(f"{folder} is not empty and holds no cluster; it stays as it is")
+    with _alone(folder):
+        await _remove(folder)
+
+
+async def _remove(folder: Path) -> None:
     homes = [folder / "control-plane", *(folder / "nodes" / name for name in _node_names())]
     for home in homes:
         await asyncio.to_thread(leftovers.clear, home)
-    await network.remove(folder)
+    if shutil.which("ip") is not None:  # without it there is no link of ours
+        await network.remove(folder)
     shutil.rmtree(sockets_folder(folder), ignore_errors=True)
-    if folder.exists():
-        await asyncio.to_thread(shutil.rmtree, folder)
+    for part in homes:
+        await asyncio.to_thread(shutil.rmtree, part, ignore_errors=not part.exists())
+    shutil.rmtree(folder, ignore_errors=not folder.exists())
 
 
 def status(folder: Path) -> Mapping[str, int | None]:
@@ -234,6 +244,8 @@ async def _usable_by_pods(cluster: Cluster) -> None:
     try:
         await until(partial(_has_account, cluster), timeout=READY_TIMEOUT)
         await until(partial(_all_ready, cluster), timeout=READY_TIMEOUT)
+        for node in cluster.nodes:  # the API server may remember one that was killed as ready
+            await until(node.kubelet_listens, timeout=READY_TIMEOUT)
     except TimeoutError as error:
         words = "\n".join(node.kubelet().last_words() for node in cluster.nodes)
         raise ClusterProblem(f"the nodes do not become ready; {words}") from error
@@ -269,16 +281,11 @@ async def _plan(folder: Path, nodes: int) -> Plan:
         await network.raise_bridge(old.network, folder)
         plan = msgspec.structs.replace(old, nodes=max(nodes, old.nodes))
     else:
-        await down_links(folder)
+        await network.remove(folder)  # a start that was cut off may have taken one
         chosen = await network.take(folder)
         plan = Plan(network=chosen, ports=choose_ports(chosen), nodes=nodes)
     (folder / "cluster.json").write_bytes(msgspec.json.encode(plan))
     return plan
-
-
-async def down_links(folder: Path) -> None:
-    """A start that was cut off may have taken a network without noting it."""
-    await network.remove(folder)
 
 
 def _read_plan(folder: Path) -> Plan | None:
@@ -320,7 +327,7 @@ def _alone(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise ClusterProblem(f"another command brings the cluster in {folder} up") from error
+        raise ClusterProblem(f"another command works on the cluster in {folder}") from error
     finally:
         os.close(handle)
 

@@ -2,7 +2,8 @@
 
 In the node's mount namespace /etc, /var/lib and /var/log are the node's own and /run is empty but
 for the cluster's sockets, so that nothing is written to the host's and everything mounted there
-goes when the node's last process does. /run/containerd is the folder that the host sees as
+goes when the node's last process does. What others have mounted below /tmp is let go of: a node
+would keep it busy for as long as it runs. /run/containerd is the folder that the host sees as
 `run_folder`. The same paths mean the same on the host for the rest.
 """
 
@@ -26,6 +27,8 @@ from kybernate.embedded.kubernetes.waiting import until
 from kybernate.embedded.stack import Stack
 
 START_TIMEOUT = 60.0
+CONNECT_TIMEOUT = 5.0
+KUBELET_PORT = 10250
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = ("etc", "var/lib", "var/log")
 HIDDEN = tuple(Path("/") / name for name in (*OWN, "run"))
@@ -34,6 +37,10 @@ WRAPPER = Path(__file__).parents[3] / "deploy/runtime/kybernate-runc"
 HOLD = """\
 set -e
 home=$1 sockets=$2 mine=$3
+while read -r _ _ _ _ point _; do
+    case $home in "$point"/*) continue ;; esac
+    case $point in /tmp/*) umount --lazy "$point" 2>/dev/null || : ;; esac
+done </proc/self/mountinfo
 for name in etc var/lib var/log; do mount --bind "$home/$name" "/$name"; done
 mount --bind "$sockets" "$home/sockets"
 mount -t tmpfs -o mode=755 run /run
@@ -139,6 +146,15 @@ class Node:
         self.containerd_daemon().start()
         await self._containerd_answers()
         await self._ctr("images", "import", archive)
+
+    async def kubelet_listens(self) -> bool:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, writer = await asyncio.open_connection(self.address, KUBELET_PORT)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     async def clear(self) -> None:
         """End everything in the node, and remove what the host can see of it."""

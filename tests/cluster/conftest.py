@@ -1,0 +1,81 @@
+"""One cluster for all tests here: a fresh one, or the one of KYBERNATE_TEST_KUBECONFIG.
+
+With `make cluster-up` done, KYBERNATE_TEST_KUBECONFIG=.cluster/kubeconfig saves its start. A
+cluster that is not ours also needs an image with a shell in KYBERNATE_TEST_IMAGE; tests that look
+into nodes bring up one of ours beside it.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from kybernate.embedded.kubernetes import cluster as clusters
+from kybernate.embedded.kubernetes.cluster import Cluster
+
+NODES = 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test waits for the cluster's start, so the usual guard is too tight for it."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@contextlib.asynccontextmanager
+async def fresh_cluster(nodes: int = NODES) -> AsyncIterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="kyc-", dir="/tmp"))
+    async with clusters.cluster(folder, nodes) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cluster() -> AsyncIterator[Cluster]:
+    """Any cluster: through kubectl only."""
+    if given := os.environ.get("KYBERNATE_TEST_KUBECONFIG"):
+        yield _existing(Path(given).absolute())
+        return
+    async with fresh_cluster() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def own_cluster(cluster: Cluster) -> AsyncIterator[Cluster]:
+    """One of ours, with nodes to look into."""
+    if len(cluster.nodes) >= NODES:
+        yield cluster
+        return
+    async with fresh_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+async def name(cluster: Cluster) -> AsyncIterator[str]:
+    """For a pod that is deleted after the test, if it was made."""
+    name = f"test-{secrets.token_hex(4)}"
+    yield name
+    await cluster.kubectl("delete", "pod", name, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture
+async def names(own_cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
+    """The same for two pods of our own cluster."""
+    names = (f"test-{secrets.token_hex(4)}", f"test-{secrets.token_hex(4)}")
+    yield names
+    await own_cluster.kubectl("delete", "pod", *names, "--ignore-not-found", "--wait=false")
+
+
+def _existing(kubeconfig: Path) -> Cluster:
+    if (kubeconfig.parent / "cluster.json").exists():
+        return clusters.attach(kubeconfig.parent)
+    kubectl = shutil.which("kubectl")
+    assert kubectl, "kubectl is not in PATH"
+    return Cluster(kubeconfig, Path(kubectl))
