@@ -5,6 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
 [ -x "$uv" ] || { echo "lock.sh: run 'scripts/setup.sh venv' first: it brings uv" >&2; exit 1; }
-"$uv" pip compile --quiet pyproject.toml --extra embedded --extra gpu --group dev \
+"$uv" pip compile --quiet pyproject.toml --extra embedded --extra gpu --extra kubernetes --group dev \
     ${UPGRADE:+--upgrade} --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o requirements.lock
