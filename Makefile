@@ -6,7 +6,7 @@ ARGS ?=
 NODES ?= 1
 BIN := .venv/bin
 
-.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-gpu lock protos clean \
+.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-wrapper bench-gpu lock protos clean \
 	cluster-programs cluster-up cluster-down test-cluster
 
 help:  ## Show this list
@@ -57,6 +57,9 @@ bench-overhead: setup  ## What Kybernate adds to containerd's own checkpoint and
 
 bench-jobs: setup  ## Jobs per second and latency over NATS, beside FastStream
 	@$(PYTHON) -m bench.jobs $(ARGS)
+
+bench-wrapper: setup  ## What the OCI runtime of pods adds to runc's own calls
+	@$(PYTHON) -m bench.wrapper $(ARGS)
 
 bench-gpu:  ## Checkpoint and resume of GPU memory, by size, with PYTHON (root)
 	@[[ "$(PYTHON)" != .venv/bin/python ]] || scripts/setup.sh
