@@ -79,17 +79,20 @@ class Follower:
 
     def _round(self) -> None:
         for path in (self._folder / IMAGES_FOLDER).glob(_PAGES):
-            if path not in self._followed:
-                self._followed[path] = _Followed(path)
+            self._open(path)
         for followed in self._followed.values():
             followed.look()
         self._advance(self._followed.values())
 
+    def _open(self, path: Path) -> "_Followed":
+        if path not in self._followed:
+            self._followed[path] = _Followed(path)
+        return self._followed[path]
+
     def _entries(self) -> tuple[FileEntry, ...]:
         paths = sorted(_regular_files(self._folder))
         for path in paths:
-            followed = self._followed.setdefault(path, _Followed(path))
-            followed.complete()
+            self._open(path).complete()
         files = [self._followed[path] for path in paths]
         self._advance(files)
         return tuple(file.entry(self._folder) for file in files)

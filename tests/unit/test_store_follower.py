@@ -43,6 +43,7 @@ def test_files_that_grow_while_followed_get_the_digests_of_their_final_bytes(
     tmp_path: Path, size: int
 ) -> None:
     images = tmp_path / IMAGES_FOLDER
+    before = open_files()
     with Follower() as follower:
         follower.start(tmp_path)
         images.mkdir()
@@ -58,6 +59,7 @@ def test_files_that_grow_while_followed_get_the_digests_of_their_final_bytes(
         entries = follower.finish()
 
     assert entries == all_expected(tmp_path)
+    assert open_files() == before
 
 
 def test_a_dump_that_is_over_before_it_is_seen_is_hashed_all_the_same(tmp_path: Path) -> None:
