@@ -186,6 +186,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             memory_bytes=sum(one.size for one in self._files if "/pages-" in one.path),
             left_running=self._order.leave_running,
             timings=tuple(self._times),
+            pod=self._order.pod,
             traceparent=telemetry.traceparent(),
         )
 

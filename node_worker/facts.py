@@ -29,5 +29,6 @@ def facts_of(manifest: Manifest, digest: str) -> CheckpointFacts:
         left_running=manifest.left_running,
         gpus=manifest.gpus,
         digest=digest,
+        pod=manifest.pod,
         traceparent=manifest.traceparent,
     )

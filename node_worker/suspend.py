@@ -52,6 +52,7 @@ class SuspendActor(StepActor[HeldNotes]):
             image=self._held.container.image,
             place=Place.MEMORY,
             gpus=self._held.evidence.gpus if notes.gpu_processes else (),
+            pod=self._order.pod,
             traceparent=telemetry.traceparent(),
         )
         kept = Sleeper(

@@ -3,6 +3,7 @@
 from schemas.base import Message, Record
 from schemas.gpus import GpuFacts, GpuProcess
 from schemas.orders import CheckpointId, Target
+from schemas.pods import PodRecord
 
 MANIFEST_NAME = "manifest.json"
 IMAGES_FOLDER = "images"
@@ -73,6 +74,7 @@ class CheckpointFacts(Record, frozen=True, kw_only=True):
     gpus: tuple[GpuFacts, ...] = ()
     digest: str = ""
     """BLAKE3 of the manifest's bytes; empty for one in memory."""
+    pod: PodRecord | None = None
     traceparent: str = ""
 
 
@@ -94,6 +96,7 @@ class Manifest(Message, frozen=True, kw_only=True):
     memory_bytes: int = 0
     left_running: bool = False
     timings: tuple[StepTime, ...] = ()
+    pod: PodRecord | None = None
     traceparent: str = ""
 
     @property

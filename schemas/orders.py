@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas.base import Record
+from schemas.pods import PodRecord
 
 Identifier = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$(?!\n)", max_length=76)
@@ -49,6 +50,8 @@ class CheckpointOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="
     outside_tcp: OutsideTcp = OutsideTcp.CLOSE
     independent_gpu_processes: bool = False
     """Several CUDA processes of the container share no GPU memory with each other (CUDA IPC)."""
+    pod: PodRecord | None = None
+    """The pod of Kubernetes that the container belongs to."""
 
 
 class RestoreOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="restore"):

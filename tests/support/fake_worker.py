@@ -58,9 +58,9 @@ def inventory(
 
 def result_of(job: Job) -> Result:
     match job.order:
-        case CheckpointOrder(target=target, checkpoint=checkpoint):
+        case CheckpointOrder(target=target, checkpoint=checkpoint, pod=pod):
             facts = CheckpointFacts(
-                id=checkpoint, node=job.node, target=target, created=time.time(), size=4096
+                id=checkpoint, node=job.node, target=target, created=time.time(), size=4096, pod=pod
             )
             return Checkpointed(checkpoint=facts)
         case RestoreOrder(target=target, checkpoint=checkpoint):
