@@ -110,8 +110,15 @@ def _fits(old: GpuFacts, new: GpuFacts) -> bool:
 def _misfit(old: GpuFacts, now: Sequence[GpuFacts], pairs: Mapping[str, str]) -> str:
     if not now:
         return f"the checkpoint needs a {old.model}, and this node has no GPU"
-    free = [gpu.model for gpu in now if gpu.uuid not in pairs.values()] or ["none is left"]
+    others = [gpu for gpu in now if gpu.uuid not in pairs.values()]
+    why = "; ".join(f"{gpu.uuid} {_unfit(old, gpu)}" for gpu in others) or "all others are taken"
     return (
         f"no GPU of this node can take over from {old.uuid} "
-        f"({old.model}, {old.memory_bytes >> 20} MiB); free here: {', '.join(free)}"
+        f"({old.model}, {old.memory_bytes >> 20} MiB): {why}"
     )
+
+
+def _unfit(old: GpuFacts, new: GpuFacts) -> str:
+    if new.model != old.model:
+        return f"is a {new.model}"
+    return "has MIG on" if new.mig else f"has only {new.memory_bytes >> 20} MiB"
