@@ -1,8 +1,9 @@
 """A GPU process worth keeping: it counts, and holds GPU memory whose digest must never change.
 
-    python3 gpu_workload.py [--gib 2] [--interval 1.0] [--digest-every 0] [--digest-file FILE]
+    python3 gpu_workload.py [--gib 2] [--gpus N] [--interval 1.0] [--digest-every 0]
+                            [--digest-file FILE]
 
-Needs PyTorch. Fills about GIB of GPU memory (shared out over all GPUs it sees), then prints
+Needs PyTorch. Fills about GIB of GPU memory (shared out over N GPUs, or all it sees), then prints
 `Loop N: …` once per interval; every count is computed on the GPU. On SIGUSR1, and every
 DIGEST_EVERY loops, it prints, and writes to FILE, a digest over all of that memory. Checkpoint
 it, end it, resume it, also on another GPU: the count goes on, and the digest is the same.
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parse()
     asked: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, _frame: asked.append(number))
-    data = fill(int(arguments.gib * (1 << 30)))
+    data = fill(int(arguments.gib * (1 << 30)), arguments.gpus or torch.cuda.device_count())
     counter = torch.zeros(1, dtype=torch.int64, device="cuda")
     for _ in itertools.count():
         counter += 1
@@ -44,6 +45,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=2.0, help="GPU memory to hold, in GiB")
+    parser.add_argument("--gpus", type=int, help="how many GPUs to use (default: all it sees)")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two counts")
     parser.add_argument("--digest-every", type=int, default=0, help="loops between two digests")
     parser.add_argument("--digest-file", type=Path, help="where a digest goes besides the output")
@@ -55,10 +57,10 @@ def names() -> str:
     return ", ".join(torch.cuda.get_device_name(index) for index in range(count))
 
 
-def fill(size: int) -> list[Any]:
+def fill(size: int, gpus: int) -> list[Any]:
     """Random blocks, dealt out over the GPUs in turn."""
     blocks = []
-    devices = itertools.cycle(range(torch.cuda.device_count()))
+    devices = itertools.cycle(range(gpus))
     for start in range(0, size, BLOCK):
         words = min(BLOCK, size - start) // WORD
         device = f"cuda:{next(devices)}"

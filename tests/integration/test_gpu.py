@@ -18,7 +18,6 @@ from kybernate.client import client
 from kybernate.embedded.containerd import PrivateContainerd
 from kybernate.embedded.counting import counted, problem_with
 from kybernate.embedded.nats_server import NatsServer
-from kybernate.embedded.oci import Tmpfs, Workload
 from kybernate.embedded.workload import NAMESPACE, Running
 from node_worker import app as worker_app
 from node_worker.containerd.client import Containerd
@@ -33,25 +32,10 @@ from schemas.orders import Place
 from schemas.requests import CheckpointRequest, RestoreRequest
 from tests.support import simulated_gpu
 from tests.support.node import NODE, Node
-from tests.support.simulated_gpu import MARK, Fault, SimulatedGpus, gpu
+from tests.support.simulated_container import HOME, simulated_counter
+from tests.support.simulated_gpu import Fault, SimulatedGpus, gpu
 
-HOME = "/gpu"
-SCRIPT = f"""\
-home={HOME}/$$
-mkdir -p $home
-head -c 1000000 /dev/urandom > $home/vram-{gpu(0).uuid}
-printf running > $home/state
-count=0
-while :; do
-  token=$(sha256sum $home/vram-* 2>/dev/null | cut -c -16)
-  if [ "$(cat $home/state)" = running ]; then
-    count=$((count + 1))
-    echo "Loop $count: token $token"
-  fi
-  sleep 0.02
-done
-"""
-COUNTER = Workload(args=("/bin/sh", "-c", SCRIPT), env={MARK: HOME}, tmpfs=(Tmpfs(target=HOME),))
+COUNTER = simulated_counter({gpu().uuid: 1_000_000})
 
 
 class GpuNode:
