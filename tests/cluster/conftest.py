@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from kybernate.embedded.kubernetes import cluster as clusters
 from kybernate.embedded.kubernetes.cluster import Cluster
+from tests.support.cluster_pods import remains
 
 NODES = 2
 
@@ -35,6 +36,7 @@ async def fresh_cluster(nodes: int = NODES) -> AsyncIterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="kyc-", dir="/tmp"))
     async with clusters.cluster(folder, nodes) as running:
         yield running
+    assert await remains(folder) == []
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -70,6 +70,31 @@ async def test_a_node_keeps_its_files_to_itself(
     assert one.containerd.is_socket()
 
 
+async def test_pods_run_on_while_containerd_restarts(
+    own_cluster: Cluster, names: tuple[str, str]
+) -> None:
+    node = own_cluster.node(1)
+    await own_cluster.apply(counting_pod(names[0], node=node.name))
+    before = await own_cluster.wait_for(names[0])
+
+    await node.restart_containerd()
+
+    assert await own_cluster.kubectl("exec", names[0], "--", "echo", "hello") == "hello\n"
+    assert _containers(await own_cluster.wait_for(names[0])) == _containers(before)
+
+
+async def test_pods_run_on_while_the_api_server_restarts(
+    own_cluster: Cluster, names: tuple[str, str]
+) -> None:
+    assert own_cluster.control_plane
+    await own_cluster.apply(counting_pod(names[0]))
+    before = await own_cluster.wait_for(names[0])
+
+    await own_cluster.control_plane.restart_api_server()
+
+    assert _containers(await own_cluster.wait_for(names[0])) == _containers(before)
+
+
 async def test_a_cluster_survives_kills_and_leaves_nothing_behind() -> None:
     before = host_files()
     folder = Path(tempfile.mkdtemp(prefix="kyc-", dir="/tmp"))

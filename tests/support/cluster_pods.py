@@ -41,11 +41,10 @@ def loops(log: str) -> list[int]:
 
 def host_files() -> dict[str, list[str]]:
     """What lies in the folders of the host that Kubernetes usually writes to."""
+    folders = [Path(name) for name in HOST_FOLDERS]
     return {
-        name: sorted(path.name for path in Path(name).iterdir())
-        if Path(name).is_dir()
-        else ["missing"]
-        for name in HOST_FOLDERS
+        str(folder): sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["none"]
+        for folder in folders
     }
 
 

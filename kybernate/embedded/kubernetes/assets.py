@@ -4,7 +4,9 @@
 <kubernetes>/cni/bridge host-local loopback …
 """
 
+import functools
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -30,9 +32,22 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
 
     programs: Path
     cni: Path
+    given: bool
+    """Not built here, so perhaps of another release."""
 
     def program(self, name: str) -> Path:
         return self.programs / name
+
+    def dated(self, name: str, option: str) -> tuple[str, ...]:
+        """An option that newer releases do without, if this program still knows it."""
+        if self.given and f"{option.partition('=')[0]} " not in _help(self.program(name)):
+            return ()
+        return (option,)
+
+
+@functools.cache
+def _help(program: Path) -> str:
+    return subprocess.check_output([str(program), "--help"], text=True, timeout=10)
 
 
 def find_assets() -> Assets:
@@ -51,7 +66,7 @@ def find_assets() -> Assets:
             f"no network plugins ({', '.join(CNI_PLUGINS)}) in {built / 'cni'} nor in "
             f"{' nor in '.join(map(str, CNI_FOLDERS))}; run scripts/kubernetes.sh"
         )
-    return Assets(programs=programs, cni=cni)
+    return Assets(programs=programs, cni=cni, given=given is not None)
 
 
 def _built() -> Path:

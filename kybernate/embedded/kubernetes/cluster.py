@@ -68,9 +68,6 @@ class Cluster:
         """By its number, from 1."""
         return self.nodes[number - 1]
 
-    def node_named(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
-
     async def kubectl(self, *words: Word, given: str = "", timeout: float = TIMEOUT) -> str:
         """What kubectl says; `given` is its standard input."""
         return await run(

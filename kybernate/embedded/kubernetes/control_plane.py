@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from kybernate.embedded import leftovers
 from kybernate.embedded.kubernetes.assets import Assets
 from kybernate.embedded.kubernetes.commands import run, succeeds
 from kybernate.embedded.kubernetes.daemons import Daemon
@@ -64,13 +63,10 @@ class ControlPlane:
     def kubeconfig(self, user: str) -> Path:
         return self.home / f"{user}.kubeconfig"
 
-    def start_store(self) -> None:
-        self.daemons["etcd"].start()
-        self.daemons["kube-apiserver"].start()
-
     async def start(self) -> None:
         """All of it; returns when the API server is ready."""
-        self.start_store()
+        self.daemons["etcd"].start()
+        self.daemons["kube-apiserver"].start()
         await self.ready()
         self.daemons["kube-controller-manager"].start()
         self.daemons["kube-scheduler"].start()
@@ -85,8 +81,10 @@ class ControlPlane:
         except TimeoutError as error:
             raise self._failed(self.daemons["kube-apiserver"], "does not answer") from error
 
-    def clear(self) -> None:
-        leftovers.clear(self.home)
+    async def restart_api_server(self) -> None:
+        await self.daemons["kube-apiserver"].stop()
+        self.daemons["kube-apiserver"].start()
+        await self.ready()
 
     def _check_alive(self) -> None:
         for name in ("etcd", "kube-apiserver"):
@@ -136,7 +134,7 @@ class ControlPlane:
             f"--root-ca-file={self.home}/tls.crt",
             "--use-service-account-credentials",
             "--leader-elect=false",
-            "--port=0",
+            *self._assets.dated("kube-controller-manager", "--port=0"),
             "--secure-port=0",
             "--kube-api-qps=100",
             "--kube-api-burst=200",
@@ -147,7 +145,7 @@ class ControlPlane:
             "kube-scheduler",
             f"--kubeconfig={self.kubeconfig('kube-scheduler')}",
             "--leader-elect=false",
-            "--port=0",
+            *self._assets.dated("kube-scheduler", "--port=0"),
             "--secure-port=0",
         )
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +31,7 @@ START_TIMEOUT = 60.0
 CONNECT_TIMEOUT = 5.0
 KUBELET_PORT = 10250
 CGROUPS = Path("/sys/fs/cgroup")
-OWN = ("etc", "var/lib", "var/log")
-HIDDEN = tuple(Path("/") / name for name in (*OWN, "run"))
+HIDDEN = tuple(map(Path, ("/etc", "/run", "/var/lib", "/var/log")))
 HANDLERS = ("kybernate", "kybernate-gpu")
 WRAPPER = Path(__file__).parents[3] / "deploy/runtime/kybernate-runc"
 HOLD = """\
@@ -130,7 +130,7 @@ class Node:
             self._place.assets.program("kubelet"),
             "--config=/etc/kubernetes/kubelet.json",
             "--kubeconfig=/etc/kubernetes/kubeconfig",
-            "--container-runtime=remote",
+            *self._place.assets.dated("kubelet", "--container-runtime=remote"),
             "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
             f"--hostname-override={self.name}",
             f"--node-ip={self.address}",
@@ -156,21 +156,22 @@ class Node:
         writer.close()
         return True
 
-    async def clear(self) -> None:
-        """End everything in the node, and remove what the host can see of it."""
-        await asyncio.to_thread(leftovers.clear, self.home)
-        shutil.rmtree(self.run_folder, ignore_errors=True)
+    async def restart_containerd(self) -> None:
+        """As after a change of its configuration; containers run on."""
+        await self.containerd_daemon().stop()
+        self.containerd_daemon().start()
+        await self._containerd_answers()
 
     def _prepare(self, kubeconfig: Path) -> None:
         leftovers.clear(self.home)
         shutil.rmtree(self.home, ignore_errors=True)
         shutil.rmtree(self.run_folder, ignore_errors=True)
-        for folder in (*OWN, "bin", "sockets", "containerd"):
+        for folder in ("var/lib", "var/log", "bin", "sockets", "containerd"):
             (self.home / folder).mkdir(mode=0o755, parents=True)
         self.run_folder.mkdir(mode=0o700, parents=True)
         _make_cgroups(leftovers.cgroup_parent(self.home))
         etc = self.home / "etc"
-        shutil.copytree("/etc", etc, symlinks=True, dirs_exist_ok=True)
+        subprocess.run(["cp", "--archive", "/etc", etc], check=True, timeout=START_TIMEOUT)
         for folder in ("cni/net.d", "containerd", "criu", "kubernetes"):
             (etc / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(kubeconfig, etc / "kubernetes/kubeconfig")
