@@ -30,6 +30,7 @@ async def counting(
         yield running
     finally:
         await running.remove()
+        running.log.unlink(missing_ok=True)
 
 
 def checkpoint_of(running: Running) -> CheckpointRequest:
