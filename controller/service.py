@@ -168,7 +168,11 @@ class Service:
         container = request.name or facts.target.container
         target = Target(namespace=facts.target.namespace, container=container)
         return node, RestoreOrder(
-            checkpoint=facts.id, target=target, place=place, digest=facts.digest
+            checkpoint=facts.id,
+            target=target,
+            place=place,
+            digest=facts.digest,
+            gpu_map=request.gpu_map,
         )
 
     async def _placed_delete(self, request: DeleteRequest) -> tuple[str, Order]:
@@ -227,9 +231,8 @@ def _asks_for(order: Order, request: Request) -> bool:
         case CheckpointOrder(), CheckpointRequest():
             return order == _checkpoint_order(order.checkpoint, request)
         case RestoreOrder(), RestoreRequest():
-            return order.checkpoint == request.checkpoint and (
-                request.name in {None, order.target.container}
-            )
+            same = (order.checkpoint, order.gpu_map) == (request.checkpoint, request.gpu_map)
+            return same and request.name in {None, order.target.container}
         case DeleteOrder(), DeleteRequest():
             return order.checkpoint == request.checkpoint
     return False

@@ -13,8 +13,9 @@ is the job's own, because containerd's clean-up after a failed restore can empty
 import asyncio
 import contextlib
 import uuid
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from kybernate import tasks
 from kybernate.store import Damage, Damaged, read_manifest, verify
 from node_worker import criu_images, criu_process, folders, host, rootfs, runc_state
 from node_worker.actors import Means, Step, StepActor
+from node_worker.containerd.options import with_root
 from node_worker.containerd.port import (
     GC_ROOT_LABEL,
     Container,
@@ -49,6 +51,8 @@ from schemas.gpus import GpuProcess
 from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
 from schemas.messages import Job, Restored
 from schemas.orders import RestoreOrder
+
+T = TypeVar("T")
 
 JOB_LABEL: Final = "kybernate.io/restored-by"
 """Tells the record that a job made from the one that was there before."""
@@ -80,7 +84,9 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._images = Path()
         self._manifest: Manifest
         self._mounts: tuple[Mount, ...] = ()
+        self._has_image = False
         self._verifying: asyncio.Task[None] | None = None
+        self._filling: asyncio.Task[None] | None = None
         super().__init__(
             RestoreNotes,
             (
@@ -111,10 +117,11 @@ class RestoreActor(StepActor[RestoreNotes]):
     # looking
 
     async def _resolve(self, _: RestoreNotes) -> RestoreNotes:
-        self._folder = await in_thread(self._means.store.folder, self._order.checkpoint)
-        self._manifest = await in_thread(self._read_manifest)
+        self._folder, self._manifest = await in_thread(self._opened)
         self._verifying = asyncio.create_task(in_thread(verify, self._folder, self._manifest))
-        before, task = await asyncio.gather(self._tasks.container(), self._tasks.found())
+        before, task, self._has_image = await asyncio.gather(
+            self._tasks.container(), self._tasks.found(), self._image_is_there()
+        )
         if task is not None and task.status in ALIVE:
             raise Refused(
                 reasons.ALREADY_RUNNING,
@@ -129,23 +136,38 @@ class RestoreActor(StepActor[RestoreNotes]):
             )
         return RestoreNotes(before=before, snapshotter=self._manifest.container.snapshotter)
 
-    def _read_manifest(self) -> Manifest:
-        manifest = read_manifest(self._folder, digest=self._order.digest)
+    def _opened(self) -> tuple[Path, Manifest]:
+        folder = self._means.store.folder(self._order.checkpoint)
+        manifest = read_manifest(folder, digest=self._order.digest)
         if manifest.id != self._order.checkpoint:
-            raise Damaged(Damage.OTHER_CHECKPOINT, self._folder.name)
-        return manifest
+            raise Damaged(Damage.OTHER_CHECKPOINT, folder.name)
+        return folder, manifest
+
+    async def _image_is_there(self) -> bool:
+        record = self._manifest.container
+        if not record.parent_snapshot:
+            return True
+        try:
+            await self._runtime.snapshot(self._space, record.snapshotter, record.parent_snapshot)
+        except NotFound:
+            return False
+        return True
 
     async def _unresolve(self, _: RestoreNotes) -> None:
         """Nothing reads the checkpoint any more."""
-        if self._verifying is not None:
-            await tasks.end(self._verifying)
-            if not self._verifying.cancelled():
-                self._verifying.exception()  # the failure that is told is another step's
+        await _let_go(self._verifying)
         await in_thread(self._clear_folders)
 
     async def _fit(self, notes: RestoreNotes) -> RestoreNotes:
         host.check_fits(self._manifest.host, self._means.host)
-        await self._check_image()
+        record = self._manifest.container
+        if not self._has_image:
+            raise Refused(
+                reasons.IMAGE_MISSING,
+                f"the image {record.image or '(unnamed)'} of the checkpoint is not unpacked in "
+                f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
+                advice="Pull the image on this node (into that namespace), then try again.",
+            )
         if not self._manifest.gpu_processes:
             return notes
         now = await self._means.gpu.facts()
@@ -158,36 +180,29 @@ class RestoreActor(StepActor[RestoreNotes]):
         refuse(obstacles.restore_obstacles(self._manifest.gpus, now, pairs))
         return msgspec.structs.replace(notes, pairs=pairs)
 
-    async def _check_image(self) -> None:
-        record = self._manifest.container
-        if not record.parent_snapshot:
-            return
-        try:
-            await self._runtime.snapshot(self._space, record.snapshotter, record.parent_snapshot)
-        except NotFound as error:
-            raise Refused(
-                reasons.IMAGE_MISSING,
-                f"the image {record.image or '(unnamed)'} of the checkpoint is not unpacked in "
-                f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
-                advice="Pull the image on this node (into that namespace), then try again.",
-            ) from error
-
     # making
 
-    async def _snapshot(self, notes: RestoreNotes) -> None:
+    async def _snapshot(self, _: RestoreNotes) -> None:
+        """Prepared now; its filling goes on beside the next step."""
         record = self._manifest.container
-        self._mounts = await self._runtime.prepare_snapshot(
+        preparing = self._runtime.prepare_snapshot(
             self._space,
             record.snapshotter,
             self._key,
             record.parent_snapshot,
             {GC_ROOT_LABEL: self._job.id},
         )
+        reading = self._unless_damaged(in_thread(self._prepare_images))
+        self._mounts, self._images = await asyncio.gather(preparing, reading)
+        self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._folder / ROOTFS_FILE))
+
+    async def _unless_damaged(self, work: Awaitable[T]) -> T:
+        """What comes of it; where the checkpoint is damaged, that is what to tell."""
         try:
-            self._images = await in_thread(self._prepare_images)
-            await rootfs.apply(self._mounts, self._folder / ROOTFS_FILE)
+            return await work
         except (criu_images.ImagesUnreadable, rootfs.RootfsFailed):
-            await self._verify(notes)  # where the checkpoint is damaged, that is what to tell
+            if self._verifying is not None:
+                await self._verifying
             raise
 
     def _prepare_images(self) -> Path:
@@ -202,6 +217,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         return copy
 
     async def _remove_snapshot(self, notes: RestoreNotes) -> None:
+        await _let_go(self._filling)
         await self._runtime.remove_snapshot(self._space, notes.snapshotter, self._key)
 
     async def _container(self, notes: RestoreNotes) -> None:
@@ -213,7 +229,6 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     def _made_from(self, before: Container | None) -> Container:
         record = self._manifest.container
-        own = Packed(type_url=record.runtime_options_type, value=record.runtime_options)
         labels = before.labels if before else record.labels
         type_url = before.spec.type_url if before else SPEC_TYPE
         was = self._manifest.target.container
@@ -224,15 +239,22 @@ class RestoreActor(StepActor[RestoreNotes]):
                 self._means.settings.criu_configs,
                 was=was,
                 now=self._id,
+                cgroup_parent=self._means.settings.cgroup_parent,
             ),
             image=record.image,
             labels={**labels, JOB_LABEL: self._job.id},
             snapshotter=record.snapshotter,
             snapshot_key=self._key,
             runtime=record.runtime,
-            runtime_options=own if own.type_url else None,
+            runtime_options=self._runtime_options(),
             sandbox=before.sandbox if before else "",
         )
+
+    def _runtime_options(self) -> Packed | None:
+        record, root = self._manifest.container, self._means.settings.runc_root
+        own = Packed(type_url=record.runtime_options_type, value=record.runtime_options)
+        options = own if own.type_url else None
+        return options if root is None else with_root(options, root)
 
     async def _put_record_back(self, notes: RestoreNotes) -> None:
         """Only of a record that this job has written: another one is somebody else's."""
@@ -246,6 +268,8 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _create(self, _: RestoreNotes) -> None:
         await self._tasks.end()  # an ended one, or there would have been no way here
+        if self._filling is not None:
+            await self._unless_damaged(self._filling)
         streams = renamed_streams(
             self._manifest.container.streams, self._manifest.target.container, self._id
         )
@@ -301,10 +325,22 @@ class RestoreActor(StepActor[RestoreNotes]):
     # clearing away
 
     async def _settle(self, notes: RestoreNotes) -> None:
-        if (old := notes.before) is not None and old.snapshot_key not in {"", self._key}:
-            await self._runtime.remove_snapshot(self._space, old.snapshotter, old.snapshot_key)
-        await in_thread(self._clear_folders)
+        await asyncio.gather(self._remove_old(notes.before), in_thread(self._clear_folders))
+
+    async def _remove_old(self, before: Container | None) -> None:
+        if before is not None and before.snapshot_key not in {"", self._key}:
+            await self._runtime.remove_snapshot(
+                self._space, before.snapshotter, before.snapshot_key
+            )
 
     def _clear_folders(self) -> None:
         self._means.store.discard_scratch(self._job.id)
         folders.remove(self._work)
+
+
+async def _let_go(work: "asyncio.Task[None] | None") -> None:
+    """End what runs beside the steps; the failure that is told is another one's."""
+    if work is not None:
+        await tasks.end(work)
+        if not work.cancelled():
+            work.exception()

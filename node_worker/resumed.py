@@ -22,17 +22,20 @@ LOOPBACK: Final = "kybernate.io/loopback"
 NEEDED: Final = ("tcp-established", "file-locks", "network-lock skip")
 
 
-def resumed_spec(spec: Packed, configs: Path, *, was: str, now: str) -> Packed:
+def resumed_spec(
+    spec: Packed, configs: Path, *, was: str, now: str, cgroup_parent: str = ""
+) -> Packed:
     """The spec with CRIU's options, a loopback that is up before CRIU restores sockets, and, for
-    a container of another name, a cgroup of its own.
+    a container of another name, a cgroup of its own; below the parent, where one is given.
     """
     value: dict[str, Any] = msgspec.json.decode(spec.value, type=dict[str, Any])
     annotations = dict(value.get("annotations") or {})
     config = _config(annotations.get(CRIU_CONFIG, ""))
     annotations[CRIU_CONFIG] = str(_kept(config, configs))
     value["annotations"] = annotations
-    if was != now and isinstance(value.get("linux"), dict):
-        value["linux"]["cgroupsPath"] = _renamed(value["linux"].get("cgroupsPath", ""), was, now)
+    linux = value.get("linux")
+    if isinstance(linux, dict) and (path := linux.get("cgroupsPath", "")):
+        linux["cgroupsPath"] = _below(cgroup_parent, _renamed(path, was, now))
     if _has_network_of_its_own(value) and annotations.get(LOOPBACK) != "own":
         value["hooks"] = _with_loopback(value.get("hooks") or {})
     return Packed(type_url=spec.type_url, value=msgspec.json.encode(value))
@@ -52,15 +55,22 @@ def _stream(stream: str, was: str, now: str) -> str:
     if "://" not in stream:
         return stream if stream and Path(stream).exists() else ""
     folder, slash, file = stream.rpartition("/")
-    return f"{folder}{slash}{_renamed(file, was, now)}" if was != now else stream
+    return f"{folder}{slash}{_renamed(file, was, now)}"
 
 
 def _renamed(text: str, was: str, now: str) -> str:
     """The last mention of the old name replaced; without one, the new name at the end."""
-    if not text:
+    if not text or was == now:
         return text
     before, found, after = text.rpartition(was)
     return f"{before}{now}{after}" if found else f"{text}-{now}"
+
+
+def _below(parent: str, path: str) -> str:
+    """The cgroup where this node's runtime has its own: the last part of the name stays."""
+    if not parent or path.startswith(f"{parent}/"):
+        return path
+    return f"{parent}/{path.rpartition('/')[2]}"
 
 
 def _config(named: str) -> str:

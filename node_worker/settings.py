@@ -22,8 +22,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """containerd's socket."""
     bus: BusSettings = BusSettings()
     gpu_driver: str = CUDA_DRIVER
-    """The module whose driver the GPU helper opens, and its argument: for simulated GPUs."""
+    """The module whose driver the GPU helper opens: another one for simulated GPUs."""
     gpu_argument: str = ""
+    """For that driver; CUDA's takes the UUIDs of the GPUs that this worker looks after, with commas
+    between them; empty: all of the host."""
+    runc_root: Path | None = None
+    """Where runc keeps the state of this containerd's containers, and below the cgroup where they
+    are: for those that come from another node. Not given: these stay as they were there."""
+    cgroup_parent: str = ""
 
     @property
     def store(self) -> Path:

@@ -30,6 +30,8 @@ class RestoreRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="r
     """Default: the node that holds the checkpoint."""
     name: Identifier | None = None
     """Default: the name the container had."""
+    gpu_map: dict[str, str] = {}
+    """UUID at the checkpoint → UUID now; what it leaves out the node pairs itself."""
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
 
 

@@ -1,7 +1,7 @@
 """Commands that change something: each posts an order and, unless told otherwise, waits for it."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -81,6 +81,14 @@ def checkpoint(**given: Any) -> None:
 @click.command()
 @click.argument("checkpoint")
 @click.option("--name", help="Name of the resumed container; default: the name it had.")
+@click.option(
+    "--gpu",
+    "gpu_map",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=lambda _context, _parameter, pairs: _mapping(pairs),
+    help="UUIDs of a GPU at the checkpoint and of its successor; default: the node decides.",
+)
 @_node
 @_ordering
 def restore(**given: Any) -> None:
@@ -118,6 +126,14 @@ def cancel(action: str, **given: Any) -> None:
             f"action {seen.id} was not cancelled, it had ended: {seen.state}",
             f"see `kybernate describe action {seen.id}`",
         )
+
+
+def _mapping(pairs: Sequence[str]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs]
+    for pair, (old, _, new) in zip(pairs, split, strict=True):
+        if not old or not new:
+            raise click.BadParameter(f"{pair!r} is not OLD=NEW, two UUIDs of GPUs")
+    return {old: new for old, _, new in split}
 
 
 def _request(of: type[Any], given: dict[str, Any]) -> Request:

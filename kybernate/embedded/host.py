@@ -77,7 +77,7 @@ async def all_in_one(settings: HostSettings) -> AsyncIterator[Host]:
             socket = daemon.socket
         bus = BusSettings(servers=(nats.url,))
         url = await stack.enter_async_context(_controller(settings, bus))
-        await stack.enter_async_context(_worker(settings, bus, socket))
+        await stack.enter_async_context(_worker(settings, bus, socket, daemon))
         yield Host(url=url, nats=nats.url, containerd=socket, daemon=daemon)
 
 
@@ -92,7 +92,9 @@ async def _controller(settings: HostSettings, bus: BusSettings) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def _worker(settings: HostSettings, bus: BusSettings, socket: Path) -> AsyncIterator[None]:
+async def _worker(
+    settings: HostSettings, bus: BusSettings, socket: Path, daemon: PrivateContainerd | None
+) -> AsyncIterator[None]:
     worker = WorkerSettings(
         node=settings.node,
         state=settings.folder / "worker",
@@ -101,6 +103,8 @@ async def _worker(settings: HostSettings, bus: BusSettings, socket: Path) -> Asy
         bus=bus,
         gpu_driver=settings.gpu_driver,
         gpu_argument=settings.gpu_argument,
+        runc_root=daemon.runc_root if daemon else None,
+        cgroup_parent=daemon.cgroup_parent if daemon else "",
     )
     async with (
         connect(bus, name=f"kybernate-worker-{settings.node}") as link,

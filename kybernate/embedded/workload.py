@@ -95,7 +95,7 @@ class Workloads:
                 args=(sys.executable, *workload.args),
                 binds=(*self._python.binds, *workload.binds),
             )
-        await self._create(id, workload, await self._base(python=python))
+        await self._create(id, workload, await self.provide_base(python=python))
         return await self._start(id)
 
     def running(self, id: str, pid: int) -> Running:
@@ -138,7 +138,7 @@ class Workloads:
         await self._runtime.create_task(NAMESPACE, id, mounts=mounts, stdio=stdio)
         return self.running(id, await self._runtime.start_task(NAMESPACE, id))
 
-    async def _base(self, *, python: bool) -> str:
+    async def provide_base(self, *, python: bool = False) -> str:
         """The committed snapshot to prepare from, made when it is first needed."""
         name = "python" if python else "busybox"
         with contextlib.suppress(NotFound):  # then it is made below

@@ -10,7 +10,7 @@ import ctypes
 import importlib
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,14 +35,16 @@ STATES = {
 }
 
 
-def open_driver(_argument: str) -> Driver:
-    return CudaDriver()
+def open_driver(argument: str) -> Driver:
+    """`argument`: the UUIDs of the GPUs to be seen, with commas between; empty: all."""
+    return CudaDriver(tuple(filter(None, argument.split(","))))
 
 
 class CudaDriver:
     """`cuda.bindings.driver` as the port names it."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: Collection[str] = ()) -> None:
+        self._chosen = chosen
         self._loading = threading.Lock()
         self._loaded: ModuleType | None = None
         self._absence: str | None = None
@@ -58,7 +60,8 @@ class CudaDriver:
             return ()
         version = host.driver_version()
         count = self._call("cuDeviceGetCount")
-        return tuple(self._fact(index, version) for index in range(count))
+        found = (self._fact(index, version) for index in range(count))
+        return tuple(gpu for gpu in found if not self._chosen or gpu.uuid in self._chosen)
 
     def processes(self, pids: Sequence[int]) -> tuple[GpuProcess, ...]:
         candidates = [pid for pid in pids if host.has_cuda_library(pid)]

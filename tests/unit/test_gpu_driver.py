@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from node_worker.gpu import host, vram
-from node_worker.gpu.driver import CudaDriver
+from node_worker.gpu.driver import CudaDriver, open_driver
 from node_worker.gpu.port import DriverError, GpuState
 from schemas.gpus import GpuFacts, GpuProcess
 
 A, B = (f"GPU-{digit * 8}-{digit * 4}-4{digit * 3}-8{digit * 3}-{digit * 12}" for digit in "ab")
+ZERO = "GPU-00000000-0000-0000-0000-000000000000"
+"""The one that the stand-in has."""
 
 
 class Result(enum.IntEnum):
@@ -110,12 +112,20 @@ def test_describes_a_gpu(bindings: Bindings) -> None:
     assert CudaDriver().facts() == (
         GpuFacts(
             index=0,
-            uuid="GPU-00000000-0000-0000-0000-000000000000",
+            uuid=ZERO,
             model="NVIDIA H200",
             memory_bytes=141 << 30,
             driver="580.159.04",
         ),
     )
+    assert not bindings.calls
+
+
+@pytest.mark.parametrize(("argument", "seen"), [("", 1), (f"{A},{ZERO}", 1), (A, 0)])
+def test_a_worker_may_look_after_some_gpus_only(
+    bindings: Bindings, argument: str, seen: int
+) -> None:
+    assert len(open_driver(argument).facts()) == seen
     assert not bindings.calls
 
 
