@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 PROGRAM = (sys.executable, "-m", "kybernate.cli")
+BYTECODE = Path(__file__).parents[2] / ".pytest_cache/bytecode"
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 
@@ -54,6 +55,14 @@ class Service:
             return await self.process.wait()
 
 
+def environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's own, and a place for bytecode, also where none is to be written beside the
+    sources: compiling everything anew would be most of what a short command does.
+    """
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, "PYTHONPYCACHEPREFIX": str(BYTECODE), **(more or {})}
+
+
 def _message(line: str) -> str:
     try:
         return str(json.loads(line)["message"])
@@ -73,7 +82,7 @@ async def service(
             stdin=DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **(env or {})},
+            env=environment(env),
             start_new_session=True,
         )
     running = Service(process, log)
@@ -92,7 +101,7 @@ async def kybernate(*arguments: str, env: Mapping[str, str] | None = None) -> Ou
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
-        env={**os.environ, **(env or {})},
+        env=environment(env),
     )
     try:
         stdout, stderr = await process.communicate()
