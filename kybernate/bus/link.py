@@ -31,7 +31,7 @@ from kybernate.bus.port import (
     TooLarge,
 )
 from kybernate.bus.replies import Handler, Replies, fresh
-from kybernate.tasks import backoff
+from kybernate.tasks import backoff, end
 from schemas.names import node_token
 
 PING_SECONDS = 5
@@ -39,6 +39,7 @@ PENDING_BYTES = 32 * 1024 * 1024
 """What may wait to be sent: above it nats-py waits in a way that swallows a cancellation."""
 
 _CLOSE_SECONDS = 2.0
+_AGES_SECONDS = 24 * 3600
 _WATCH_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _VIOLATION = re.compile(r'(?i)permissions violation for (?:publish|subscription) to "([^"]+)"')
@@ -73,6 +74,7 @@ class Link:
         self._changed = asyncio.Condition()
         self._inbox_refused: NotPermitted | None = None
         self._problem: BusProblem = BusUnavailable("NATS was not reached yet")
+        self._flushing: set[asyncio.Task[None]] = set()
         self.replies = Replies(f"{self.inbox}.r")
         self._listeners: set[Listener] = {Listener(f"{self.inbox}.r.*", self.replies.take)}
 
@@ -163,7 +165,7 @@ class Link:
             try:
                 if listener.subscription is None:
                     await _subscribe(client, listener)
-                await _flush(client)
+                await self._flush(client)
             except nats.errors.Error as error:
                 raise BusUnavailable(f"cannot listen to {listener.subject}: {error}") from error
             if refusal.answered.done():
@@ -180,6 +182,8 @@ class Link:
         finally:
             self._client = None
             await _close(client)
+            for flushing in tuple(self._flushing):
+                await end(flushing)
 
     async def _open(self, client: Client, server: str) -> None:
         self._inbox_refused = None
@@ -201,7 +205,26 @@ class Link:
         )
         for listener in tuple(self._listeners):
             await _subscribe(client, listener)
-        await _flush(client)
+        await self._flush(client)
+
+    async def _flush(self, client: Client) -> None:
+        """Return when the server has seen all that was sent.
+
+        nats-py's first ping may overtake what waits to be sent, so it takes two. Its flush must
+        never be cancelled while the connection lives: the pong that comes later ends its reading.
+        """
+
+        async def flush() -> None:
+            for _ in range(2):
+                await client.flush(_AGES_SECONDS)
+
+        flushing = asyncio.create_task(flush())
+        self._flushing.add(flushing)
+        flushing.add_done_callback(self._flushing.discard)
+        await asyncio.wait({flushing}, timeout=OPERATION_TIMEOUT_SECONDS)
+        if not flushing.done():
+            raise BusUnavailable("NATS does not answer")
+        flushing.result()
 
     async def _use(self, client: Client) -> None:
         if self._inbox_refused:
@@ -244,23 +267,6 @@ async def _subscribe(client: Client, listener: Listener) -> None:
         listener.handler(message)
 
     listener.subscription = await client.subscribe(listener.subject, cb=deliver)
-
-
-async def _flush(client: Client) -> None:
-    """The server has seen all that was sent: nats-py's first ping may overtake what waits here.
-
-    A cancellation stays outside of nats-py: in its flush it can get lost, and break its reading.
-    """
-    for _ in range(2):
-        flushing = asyncio.create_task(client.flush(int(OPERATION_TIMEOUT_SECONDS)))
-        flushing.add_done_callback(_seen)
-        await asyncio.shield(flushing)
-
-
-def _seen(task: "asyncio.Task[None]") -> None:
-    """Nobody may wait any more for how it ended."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _unsubscribe(listener: Listener) -> None:
