@@ -50,6 +50,8 @@ class Step(msgspec.Struct, Generic[N], frozen=True, kw_only=True):
     do: Callable[[N], Awaitable[N | None]]
     """Returns new notes, or None where they stay as they are."""
     undo: Callable[[N], Awaitable[None]] = nothing
+    long: bool = False
+    """It can take a while, and can be called off in the middle."""
 
 
 class StepActor(Generic[N]):
@@ -58,6 +60,7 @@ class StepActor(Generic[N]):
     def __init__(self, notes: type[N], steps: tuple[Step[N], ...], *, commit: str) -> None:
         self.notes = notes
         self.plan = Plan(steps=tuple(step.name for step in steps), commit=commit)
+        self.interruptible = frozenset(step.name for step in steps if step.long)
         self._steps = {step.name: step for step in steps}
 
     async def do(self, step: str, notes: N) -> N:

@@ -1,10 +1,10 @@
 """Walks one job's plan: asks `next_move`, writes down, acts, writes down.
 
 Up to the commit a job can be called off (cancelled, out of time, the worker stops): the step at
-work is cancelled, then everything is undone. The commit step itself, undoing, and everything
-behind the commit are never interrupted. An undo, a question or a step behind the commit that
-fails is tried again, with growing pauses; when it fails for good, the job stays open in the
-ledger and is taken up again later.
+work is cancelled if it is a long one, then everything is undone. Short steps, the commit step
+itself, undoing, and everything behind the commit are never interrupted. An undo, a question or a
+step behind the commit that fails is tried again, with growing pauses; when it fails for good, the
+job stays open in the ledger and is taken up again later.
 
 An observer is told of every point between an act and its record: there the crash tests kill.
 """
@@ -60,6 +60,9 @@ class Actor(Protocol[N]):
 
     plan: Plan
     notes: type[N]
+    interruptible: frozenset[str]
+    """Steps that can be called off in the middle. The others are short, and what they ask of
+    containerd must have happened, or not, before it is undone."""
 
     async def do(self, step: str, notes: N) -> N: ...
 
@@ -194,10 +197,10 @@ class Executor(Generic[N]):
             self._turn_back(self._stop.failure)
             return
         try:
-            if step == self._actor.plan.commit:
-                await self._act(step)
-            else:
+            if step in self._actor.interruptible:
                 await self._interruptibly(step)
+            else:
+                await self._act(step)
         except Exception as error:
             log.info("step %s of job %s failed", step, self._job, exc_info=error)
             self._record(step, Phase.FAILED)

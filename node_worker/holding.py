@@ -66,8 +66,8 @@ class Holding:
     @property
     def holding_steps(self) -> tuple[Step[HeldNotes], ...]:
         return (
-            Step(name="lock", do=self._lock, undo=self._release_gpu),
-            Step(name="gpu", do=self._checkpoint_gpu, undo=self._release_gpu),
+            Step(name="lock", do=self._lock, undo=self._release_gpu, long=True),
+            Step(name="gpu", do=self._checkpoint_gpu, undo=self._release_gpu, long=True),
             Step(name="pause", do=self._pause, undo=self._resume),
         )
 

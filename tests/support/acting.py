@@ -52,6 +52,7 @@ class ListActor:
         after: Callable[[str], None] = no_trouble,
     ) -> None:
         self.plan = plan
+        self.interruptible = frozenset(plan.steps) - {plan.commit}
         self.effects = [] if effects is None else effects
         self.before = before
         self.after = after

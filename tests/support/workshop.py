@@ -203,6 +203,7 @@ class Wrapped:
         self._actor = actor
         self._act, self._moment, self._error = act, moment, error
         self.plan, self.notes = actor.plan, actor.notes
+        self.interruptible = actor.interruptible
         self.landed, self.result = actor.landed, actor.result
 
     async def do(self, step: str, notes: Any) -> Any:

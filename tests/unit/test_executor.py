@@ -155,6 +155,21 @@ async def test_called_off_in_the_middle_of_a_step(ledger: Ledger) -> None:
     assert (outcome.failure.reason, outcome.failure.step) == (reasons.CANCELLED, "dump")
 
 
+async def test_a_short_step_is_done_before_it_is_undone(ledger: Ledger) -> None:
+    stop, actor = Stop(), ListActor(PLAN)
+    actor.interruptible = frozenset()
+    gate = actor.gates["lock"] = Gate()
+    running = asyncio.create_task(run(actor, ledger, stop=stop))
+    await gate.reached.wait()
+    stop.call(CANCELLED)
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    gate.open.set()
+    outcome = await running
+    assert actor.effects == []
+    assert outcome.failure == CANCELLED
+
+
 @pytest.mark.parametrize("step", ["seal", "release"])
 async def test_the_commit_and_what_follows_are_not_called_off(ledger: Ledger, step: str) -> None:
     stop, actor = Stop(), ListActor(PLAN)
