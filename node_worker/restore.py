@@ -95,8 +95,8 @@ class RestoreActor(StepActor[RestoreNotes]):
                 Step(name="snapshot", do=self._snapshot, undo=self._remove_snapshot),
                 Step(name="container", do=self._container, undo=self._put_record_back),
                 Step(name="create", do=self._create, undo=self._delete_task),
-                Step(name="verify", do=self._verify),
-                Step(name="start", do=self._start, undo=self._delete_task),
+                Step(name="verify", do=self._verify, long=True),
+                Step(name="start", do=self._start, undo=self._delete_task, long=True),
                 Step(name="gpu", do=self._bring_gpu_back),
                 Step(name="settle", do=self._settle),
             ),
@@ -192,8 +192,12 @@ class RestoreActor(StepActor[RestoreNotes]):
             record.parent_snapshot,
             {GC_ROOT_LABEL: self._job.id},
         )
-        reading = self._unless_damaged(in_thread(self._prepare_images))
-        self._mounts, self._images = await asyncio.gather(preparing, reading)
+        reading = asyncio.create_task(in_thread(self._prepare_images))
+        try:
+            self._mounts = await preparing
+        finally:
+            await asyncio.wait({reading})  # nothing may go on beside the undo
+        self._images = await self._unless_damaged(reading)
         self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._folder / ROOTFS_FILE))
 
     async def _unless_damaged(self, work: Awaitable[T]) -> T:
