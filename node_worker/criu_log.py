@@ -155,6 +155,13 @@ _KNOWN: Final = (
         "Containers inside the container cannot be checkpointed.",
     ),
     _Known(
+        r"fsnotify:.*Can't (?:dump that handle|find suitable path)",
+        _NOT_POSSIBLE,
+        "a process watches (inotify) a file that was deleted or that CRIU finds no name for",
+        "Take the watch away first; on the container's root filesystem any file that has a name "
+        "may be watched.",
+    ),
+    _Known(
         r"BPF map type|Control messages in queue|PIDFD_THREAD|Unsupported (?:socket|link)"
         r"|Unknown socket|Unsupported proto",
         _NOT_POSSIBLE,

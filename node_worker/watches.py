@@ -5,6 +5,7 @@ container's root filesystem it needs a name; looking for one is left to whoever 
 it is looked for while the container still runs, and only when something is watched.
 """
 
+import contextlib
 import os
 import re
 import stat
@@ -69,12 +70,10 @@ def _named(wanted: set[int], root: str, device: int) -> Iterator[NamedInode]:
 
 def _entries(folders: Iterable[str]) -> Iterator[tuple[str, os.stat_result]]:
     for folder in folders:
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # it may be gone by now
+            for entry in entries:
+                with contextlib.suppress(OSError):  # gone too, or the mount of another user
                     yield entry.path, entry.stat(follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):  # it is being changed meanwhile
-            continue
 
 
 def _device(status: os.stat_result) -> int:

@@ -34,6 +34,13 @@ from tests.support.counting import (
 from tests.support.node import NODE, Node, whole_node
 
 DEVICE = Path("/dev/loop-control")
+COUNTING = """
+number = 0
+while True:
+    number += 1
+    print(number, flush=True)
+    time.sleep(0.02)
+"""
 TRACER = """
 import ctypes, sys, time
 if ctypes.CDLL(None, use_errno=True).ptrace(0x4206, int(sys.argv[1]), 0, 0):
@@ -41,16 +48,17 @@ if ctypes.CDLL(None, use_errno=True).ptrace(0x4206, int(sys.argv[1]), 0, 0):
 print("traces", flush=True)
 time.sleep(1000)
 """
-IO_URING = """
+IO_URING = f"""
 import ctypes, time
 ring = ctypes.CDLL(None, use_errno=True).syscall(425, 4, ctypes.create_string_buffer(120))
 print("ring" if ring >= 0 else "no ring", flush=True)
-number = 0
-while True:
-    number += 1
-    print(number, flush=True)
-    time.sleep(0.02)
-"""
+{COUNTING}"""
+NAMELESS_WATCH = f"""
+import ctypes, os, time
+kept, libc = open("/tmp/file", "w"), ctypes.CDLL(None)
+libc.inotify_add_watch(libc.inotify_init1(0), b"/tmp/file", 2)
+os.unlink("/tmp/file")
+{COUNTING}"""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -154,6 +162,16 @@ async def test_io_uring(node: Node) -> None:
         why = await checkpoint_is_refused(node, running)
         assert why.reason == reasons.CANNOT_BE_CHECKPOINTED
         assert "UV_USE_IO_URING=0" in why.message
+
+
+async def test_what_only_criu_finds_out_is_told_with_the_end_of_its_log(node: Node) -> None:
+    workload = Workload(args=("-c", NAMELESS_WATCH))
+    async with counting(node, "nameless", workload, python=True) as running:
+        why = await checkpoint_is_refused(node, running)
+        assert (why.reason, why.step) == (reasons.CANNOT_BE_CHECKPOINTED, "dump")
+        assert "watches (inotify) a file that was deleted" in why.message
+        assert why.message.splitlines()[-1].endswith("Dumping FAILED.")
+        assert "Take the watch away" in why.advice
 
 
 # containers that are not there, or not as they should be

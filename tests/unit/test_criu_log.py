@@ -56,6 +56,7 @@ def test_errors_of_a_restored_process_are_read_too() -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
+        ("fsnotify: \tCan't dump that handle", reasons.CANNOT_BE_CHECKPOINTED),
         ("inet: Connected TCP socket, consider using --tcp-established option.",
          reasons.OUTSIDE_CONNECTION),
         ("inet: In-flight connection (l) for 2f", reasons.CANNOT_BE_CHECKPOINTED),
