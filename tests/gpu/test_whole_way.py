@@ -83,8 +83,22 @@ async def test_runs_on_as_if_nothing_had_happened(node: Node) -> None:
     await went_on(running, counted(running.lines()))
 
 
-async def test_waits_in_host_memory_with_the_gpu_free(node: Node) -> None:
-    running = await counting(node, 20)
+@pytest.mark.parametrize(
+    "gib",
+    [
+        20,
+        pytest.param(
+            80,
+            marks=pytest.mark.skipif(
+                host.available_bytes() < 88 << 30,
+                reason=f"ONLY {host.available_bytes() >> 30} GiB OF HOST MEMORY, 88 ARE NEEDED",
+            ),
+        ),
+    ],
+)
+async def test_waits_in_host_memory_with_the_gpu_free(node: Node, gib: int) -> None:
+    running = await counting(node, gib)
+    assert gpu_bytes() >= gib << 30
 
     await node.completed(CheckpointRequest(container=NAME, namespace=NAMESPACE, place=Place.MEMORY))
     stood = counted(running.lines())
@@ -93,6 +107,7 @@ async def test_waits_in_host_memory_with_the_gpu_free(node: Node) -> None:
     await node.restore(waiting.facts.id)
 
     await went_on(running, stood)
+    assert gpu_bytes() >= gib << 30
 
 
 async def test_memory_that_does_not_fit_below_the_limit_is_refused(node: Node) -> None:
