@@ -32,6 +32,7 @@ from kybernate.embedded.stack import find_stack
 
 CONTAINERD_LINE = "1.7"
 """The last one that serves the CRI version which Kubernetes 1.20 speaks."""
+PLAN = "cluster.json"
 MOST_NODES = 8
 READY_TIMEOUT = 120.0
 
@@ -167,9 +168,18 @@ async def _remove(folder: Path) -> None:
     if shutil.which("ip") is not None:  # without it there is no link of ours
         await network.remove(folder)
     shutil.rmtree(sockets_folder(folder), ignore_errors=True)
-    for part in homes:
-        await asyncio.to_thread(shutil.rmtree, part, ignore_errors=not part.exists())
-    shutil.rmtree(folder, ignore_errors=not folder.exists())
+    if folder.exists():
+        await asyncio.to_thread(_delete, folder)
+
+
+def _delete(folder: Path) -> None:
+    """The plan last: by it a folder that was deleted in part is known as a cluster's."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == PLAN):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    folder.rmdir()
 
 
 def status(folder: Path) -> Mapping[str, int | None]:
@@ -281,13 +291,13 @@ async def _plan(folder: Path, nodes: int) -> Plan:
         await network.remove(folder)  # a start that was cut off may have taken one
         chosen = await network.take(folder)
         plan = Plan(network=chosen, ports=choose_ports(chosen), nodes=nodes)
-    (folder / "cluster.json").write_bytes(msgspec.json.encode(plan))
+    (folder / PLAN).write_bytes(msgspec.json.encode(plan))
     return plan
 
 
 def _read_plan(folder: Path) -> Plan | None:
     try:
-        return msgspec.json.decode((folder / "cluster.json").read_bytes(), type=Plan)
+        return msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
     except FileNotFoundError:
         return None
 
@@ -314,7 +324,7 @@ def _usable(folder: Path, nodes: int) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / "cluster.json").exists() or not any(folder.iterdir())
+    return (folder / PLAN).exists() or not any(folder.iterdir())
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import secrets
+import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,8 @@ class ControlPlane:
             raise self._failed(self.daemons["kube-apiserver"], "does not answer") from error
 
     async def restart_api_server(self) -> None:
-        await self.daemons["kube-apiserver"].stop()
+        """As after a crash: it says goodbye to nobody."""
+        await self.daemons["kube-apiserver"].stop(signal.SIGKILL)
         self.daemons["kube-apiserver"].start()
         await self.ready()
 
