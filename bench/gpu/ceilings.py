@@ -33,6 +33,8 @@ async def measure(disk: Path, *, gpu: bool, size: int) -> Rates:
     size = max(1, size // BLOCK) * BLOCK
     rates = await asyncio.to_thread(disk_rates, disk / "ceiling", size)
     rates["first touch of host memory"] = await asyncio.to_thread(touch_rate, size)
+    if HUGE_PAGES.exists():
+        rates["the same in huge pages"] = await asyncio.to_thread(touch_rate, size, huge=True)
     return {**(await _pinned_rates() if gpu else {}), **rates}
 
 
@@ -54,9 +56,11 @@ def disk_rates(file: Path, size: int) -> Rates:
     return {"disk, write": write, "disk, read": read}
 
 
-def touch_rate(size: int) -> float:
+def touch_rate(size: int, *, huge: bool = False) -> float:
     """First use of fresh host memory, one thread: what the driver's checkpoint begins with."""
-    with mmap.mmap(-1, size) as memory:
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if HUGE_PAGES.exists():
+            memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
         first = ctypes.c_char.from_buffer(memory)
         rate = _rate(size, partial(ctypes.memset, ctypes.addressof(first), 1, size))
         del first  # or the mapping cannot be closed
