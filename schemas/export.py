@@ -1,4 +1,5 @@
-"""Write the JSON Schemas of everything on a wire to `schemas/json/`, or check them.
+"""Write what is made from the structs, or check it: `schemas/json/` for everything on a wire, and
+`deploy/crds/` for the custom resources of Kubernetes.
 
 python -m schemas.export [--check]
 """
@@ -12,12 +13,14 @@ import msgspec
 
 from schemas.actions import Action
 from schemas.checkpoints import CatalogueEntry
+from schemas.crds import crds
 from schemas.manifest import Manifest
 from schemas.messages import Cancel, Claim, Job, JobEvent
 from schemas.nodes import Inventory
 from schemas.requests import Problem, Request
 
 FOLDER = Path(__file__).parent / "json"
+CRDS = Path(__file__).parent.parent / "deploy" / "crds"
 EXPORTED = {
     "action": Action,
     "cancel": Cancel,
@@ -36,11 +39,14 @@ def exported() -> Iterator[tuple[Path, bytes]]:
     for name, of in EXPORTED.items():
         schema = msgspec.json.encode(msgspec.json.schema(of), order="sorted")
         yield FOLDER / f"{name}.json", msgspec.json.format(schema, indent=2) + b"\n"
+    for name, text in crds():
+        yield CRDS / name, text.encode()
 
 
 def stale() -> list[str]:
-    known = {path.name for path, _ in exported()}
-    extra = [path.name for path in FOLDER.glob("*.json") if path.name not in known]
+    known = {path for path, _ in exported()}
+    written = (*FOLDER.glob("*.json"), *CRDS.glob("*.yaml"))
+    extra = [path.name for path in written if path not in known]
     return extra + [
         path.name for path, text in exported() if not path.is_file() or path.read_bytes() != text
     ]
@@ -55,8 +61,8 @@ def main() -> int:
                 f"not current: {', '.join(sorted(names))}; run `python -m schemas.export`\n"
             )
         return 1 if names else 0
-    FOLDER.mkdir(exist_ok=True)
     for path, text in exported():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
     return 0
 
