@@ -27,11 +27,16 @@ fetch() {
     cd "$work/packages"
     private_apt download golang-1.19-go/bookworm golang-1.19-src/bookworm
     private_apt download etcd-server/bookworm containernetworking-plugins/bookworm
+    private_apt download golang-github-modern-go-reflect2-dev/bookworm
     private_apt source --tar-only --download-only kubernetes/bookworm
     local package
     for package in "$work"/packages/*.deb; do dpkg-deb --extract "$package" "$work/unpacked"; done
     mkdir -p "$tree"
     tar -xf "$work"/packages/kubernetes_*.orig.tar.* -C "$tree" --strip-components=1
+    # The vendored one is older than Go 1.18 and ends the API server at the first custom resource.
+    rm -r "$tree/vendor/github.com/modern-go/reflect2"
+    cp -r "$work/unpacked/usr/share/gocode/src/github.com/modern-go/reflect2" \
+        "$tree/vendor/github.com/modern-go/"
 }
 
 # Packages whose types the API server describes, as the generator wants them named.
