@@ -153,13 +153,15 @@ def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
     server.accept(
         RUNNING, msgspec.structs.replace(DONE, kind="restore", order=order, result=restored)
     )
-    result = call(server, "restore", CHECKPOINT, "--name", "again", "--node", "one")
+    swap = ("--gpu", "GPU-a=GPU-b", "--gpu", "GPU-b=GPU-a")
+    result = call(server, "restore", CHECKPOINT, "--name", "again", "--node", "one", *swap)
     assert result.stdout == "default/counter  runs again, pid 42, 1.50 s\n"
     assert json.loads(server.asked[0][2]) == {
         "kind": "restore",
         "checkpoint": CHECKPOINT,
         "name": "again",
         "node": "one",
+        "gpu_map": {"GPU-a": "GPU-b", "GPU-b": "GPU-a"},
     }
     gone = Deleted(checkpoint=CHECKPOINT)
     removal = DeleteOrder(checkpoint=CHECKPOINT)
@@ -172,6 +174,7 @@ def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
     "arguments",
     [
         ("restore", "no-uuid"),
+        ("restore", CHECKPOINT, "--gpu", "GPU-a"),
         ("checkpoint", "../etc"),
         ("checkpoint", "counter", "--timeout", "0"),
         ("checkpoint",),
