@@ -21,7 +21,7 @@ venv:  ## Make .venv only
 demo: setup  ## Checkpoint a counting container, end it, resume it: the count goes on (root)
 	@$(BIN)/kybernate demo $(ARGS)
 
-test: cluster-programs  ## Run the tests; ARGS goes to pytest (root)
+test: setup  ## Run the tests but for the cluster's; ARGS goes to pytest (root)
 	@$(PYTHON) -m pytest $(ARGS)
 
 test-cluster: cluster-programs  ## Run the tests on a Kubernetes cluster (root)
