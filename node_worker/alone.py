@@ -85,6 +85,7 @@ class NodeClaim:
                     f"worker {other.instance} serves node {self._ask.node} already; "
                     "stop it, or choose another name (--node)"
                 )
+            await self._bus.tell(self._subject, self._mine)
 
     async def _answer(self) -> None:
         async with self._bus.listen(self._subject) as words:
