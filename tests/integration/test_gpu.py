@@ -18,6 +18,7 @@ from kybernate.client import client
 from kybernate.embedded.containerd import PrivateContainerd
 from kybernate.embedded.counting import counted, problem_with
 from kybernate.embedded.nats_server import NatsServer
+from kybernate.embedded.oci import Workload
 from kybernate.embedded.workload import NAMESPACE, Running
 from node_worker import app as worker_app
 from node_worker.containerd.client import Containerd
@@ -27,12 +28,12 @@ from schemas.actions import ActionState
 from schemas.failures import Failure
 from schemas.gpus import GpuFacts
 from schemas.manifest import CheckpointFacts
-from schemas.messages import Checkpointed
+from schemas.messages import Checkpointed, Restored
 from schemas.orders import Place
 from schemas.requests import CheckpointRequest, RestoreRequest
 from tests.support import simulated_gpu
 from tests.support.node import NODE, Node
-from tests.support.simulated_container import HOME, simulated_counter
+from tests.support.simulated_container import HOME, digests, simulated_counter
 from tests.support.simulated_gpu import Fault, SimulatedGpus, gpu
 
 COUNTER = simulated_counter({gpu().uuid: 1_000_000})
@@ -45,8 +46,8 @@ class GpuNode:
         self.node = node
         self.gpus = gpus
 
-    async def counter(self, id: str = "counter") -> Running:
-        running = await self.node.workloads.start_container(id, COUNTER)
+    async def counter(self, workload: Workload = COUNTER) -> Running:
+        running = await self.node.workloads.start_container("counter", workload)
         await running.wait_for_more(3)
         return running
 
@@ -159,6 +160,21 @@ async def test_another_gpu_of_the_model_takes_over(site: Site) -> None:
 
         await counts_on(before, after)
         assert memory_of(after) == {f"vram-{gpu(1).uuid}"}
+
+
+async def test_resumes_with_its_gpus_swapped(site: Site) -> None:
+    a, b = gpu(0).uuid, gpu(1).uuid
+    async with site.node(gpu(0), gpu(1)) as here:
+        before = await here.counter(simulated_counter({a: 1000, b: 2000}))
+        data = digests(before.pid)
+        checkpoint = await here.node.checkpoint("counter")
+
+        request = RestoreRequest(checkpoint=checkpoint.id, gpu_map={a: b, b: a})
+        result = (await here.node.completed(request)).result
+
+        assert isinstance(result, Restored)
+        await counts_on(before, here.node.workloads.running("counter", result.pid))
+        assert digests(result.pid) == {a: data[b], b: data[a]}
 
 
 async def test_a_node_whose_gpus_do_not_fit_is_refused_early(site: Site) -> None:

@@ -2,8 +2,10 @@
 its memory on all of them with each count.
 """
 
+import hashlib
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from kybernate.embedded.oci import Tmpfs, Workload
 from tests.support.simulated_gpu import MARK
@@ -39,3 +41,12 @@ def simulated_counter(
         env={MARK: HOME, **(env or {})},
         tmpfs=(Tmpfs(target=HOME),),
     )
+
+
+def digests(pid: int) -> dict[str, str]:
+    """Of what the container of that first process holds on each GPU."""
+    home = Path(f"/proc/{pid}/root{HOME}/1")
+    return {
+        path.name.removeprefix("vram-"): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in home.glob("vram-*")
+    }
