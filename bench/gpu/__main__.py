@@ -19,10 +19,11 @@ import msgspec
 from bench.bare import Bare
 from bench.gpu import ceilings, report
 from bench.gpu.sides import BareSide, ContentStoreSide, DriverCalls, KybernateSide, Seconds, Side
-from bench.gpu.subject import DRIVERS, GIB, Gpus, Watched, find_gpus
+from bench.gpu.subject import DRIVERS, GIB, Gpus, NoGpu, Watched, find_gpus
 from bench.through_kybernate import ThroughKybernate
 from kybernate import tasks
 from kybernate.client import client
+from kybernate.embedded.counting import CannotCount
 from kybernate.embedded.host import HostSettings, all_in_one
 from kybernate.embedded.workload import Workloads
 from node_worker.containerd.calls import open_caller
@@ -66,8 +67,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def opened(folder: Path, driver: str) -> AsyncIterator[Place]:
-    gpus = find_gpus(driver, folder)
+async def opened(folder: Path, gpus: Gpus, driver: DriverCalls) -> AsyncIterator[Place]:
     settings = HostSettings(
         folder=folder,
         node="bench",
@@ -84,7 +84,7 @@ async def opened(folder: Path, driver: str) -> AsyncIterator[Place]:
         if host.daemon is None:
             raise AssertionError("without a socket of another, the containerd is a private one")
         workloads = Workloads(host.daemon, runtime)
-        yield Place(workloads, runtime, gpus, DriverCalls(gpus.open()), api, caller, folder)
+        yield Place(workloads, runtime, gpus, driver, api, caller, folder)
 
 
 async def measured(
@@ -134,11 +134,13 @@ async def one_round(sides: Sequence[Side], number: int, watched: Watched) -> dic
 
 async def compare(given: argparse.Namespace, folder: Path) -> None:
     budget = Budget(given.budget)
+    gpus = find_gpus(given.driver, folder)
+    driver = DriverCalls(gpus.open())
     size = min(CEILING_BYTES, int(max(given.gib) * GIB))
     rates = await ceilings.measure(folder, gpu=given.driver == "cuda", size=size)
     print("\n".join(ceilings.lines(rates)), flush=True)
     results: list[dict[str, Any]] = []
-    async with opened(folder, given.driver) as place:
+    async with opened(folder, gpus, driver) as place:
         for gib in given.gib:
             warm_up = 0 if results else given.warm_up
             times = await measured(place, gib, rounds=given.rounds, warm_up=warm_up, budget=budget)
@@ -165,7 +167,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ky-", dir=given.disk) as folder:
-        asyncio.run(tasks.run_until_signalled(compare(given, Path(folder))))
+        try:
+            asyncio.run(tasks.run_until_signalled(compare(given, Path(folder))))
+        except (NoGpu, CannotCount) as error:
+            raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ class DataChanged(Exception):
     """The process that came back is not the one that went."""
 
 
+class NoGpu(Exception):
+    """There is nothing to measure."""
+
+
 class Gpus(msgspec.Struct, frozen=True, kw_only=True):
     """Which driver is called, and with what argument."""
 
@@ -36,7 +40,10 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True):
         return DRIVERS[self.name]
 
     def open(self) -> Driver:
+        """The driver, loaded: that must not fall into a measurement."""
         driver: Driver = importlib.import_module(self.module).open_driver(self.argument)
+        if why := driver.absence():
+            raise NoGpu(f"{why}; --driver simulated shows the way without one")
         return driver
 
     def counter(self, gib: float) -> Counter:
