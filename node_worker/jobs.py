@@ -9,7 +9,8 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from kybernate import tasks, telemetry
@@ -176,9 +177,27 @@ class Jobs:
             observer=self._observer,
             fresh=fresh,
         )
-        async with self._turns:
+        async with self._turn(stop):
             outcome = await executor.run()
         await self._end(job, outcome)
+
+    @asynccontextmanager
+    async def _turn(self, stop: Stop) -> AsyncIterator[None]:
+        """One of the jobs at work; a job that is called off needs no turn to end."""
+        if not self._turns.locked():  # the ordinary case, without two more tasks
+            async with self._turns:
+                yield
+            return
+        got = asyncio.ensure_future(self._turns.acquire())
+        called_off = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({got, called_off}, return_when=asyncio.FIRST_COMPLETED)
+            yield
+        finally:
+            await tasks.end(called_off)
+            await tasks.end(got)
+            if not got.cancelled():
+                self._turns.release()
 
     async def _end(self, job: Job, outcome: Outcome[Any]) -> None:
         event = _event_of(job, outcome)

@@ -14,7 +14,7 @@ from kybernate.bus import BusSettings, BusUnavailable
 from kybernate.bus.memory import MemoryBroker
 from kybernate.tasks import end
 from node_worker.intake import Intake
-from node_worker.jobs import Jobs
+from node_worker.jobs import LIMIT, Jobs
 from node_worker.ledger import Ledger
 from node_worker.plan import Phase, Plan
 from node_worker.reporter import LAST_SEQUENCE, JobListener, Reporter
@@ -246,6 +246,34 @@ async def test_cancelled_too_late(desk: Desk) -> None:
         await asyncio.sleep(0.05)
         gate.open.set()
         assert (await desk.ended(job)).kind is EventKind.COMPLETED
+
+
+async def test_what_waits_for_its_turn_can_be_called_off(desk: Desk) -> None:
+    gates = [Gate() for _ in range(LIMIT)]
+    free = iter(gates)
+
+    def stand(actor: ListActor) -> None:
+        if gate := next(free, None):
+            actor.gates["resolve"] = gate
+
+    desk.prepare = stand
+    async with desk.worker():
+        first = [await desk.order() for _ in gates]
+        for gate in gates:
+            await gate.reached.wait()
+        waiting, late = await desk.order(), await desk.order(deadline=time.time() + 0.3)
+        await until(lambda: {waiting.action, late.action} <= set(desk.jobs.running))
+        await desk.controller.tell(cancel_subject(NODE), Cancel(action=waiting.action))
+        assert (await desk.ended(waiting)).kind is EventKind.CANCELLED
+        last = await desk.ended(late)
+        for gate in gates:
+            gate.open.set()
+        for job in first:
+            assert (await desk.ended(job)).kind is EventKind.COMPLETED
+        assert (await desk.ended(await desk.order())).kind is EventKind.COMPLETED
+    assert last.failure is not None
+    assert last.failure.reason == reasons.DEADLINE_EXCEEDED
+    assert desk.actors[waiting.id].effects == []
 
 
 @pytest.mark.parametrize("seconds", [-5.0, 0.2])
