@@ -17,6 +17,7 @@ COMMANDS = {
     "up": ("kybernate.cli.services", "Run everything this host needs, in one process."),
     "controller": ("kybernate.cli.services", "Run a controller."),
     "worker": ("kybernate.cli.services", "Run the worker of a node."),
+    "node": ("kybernate.cli.node", "Prepare this node for restores into pods."),
     "demo": ("kybernate.cli.services", "Show the whole way round with a container that counts."),
 }
 
