@@ -9,12 +9,13 @@ CRIU leaves the task as it was, paused; it is ended only when the checkpoint is 
 
 import asyncio
 import contextlib
+import logging
 import time
 from pathlib import Path
 
 from kybernate import tasks, telemetry
 from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
-from node_worker import criu_images, criu_log, criu_process, folders, rootfs
+from node_worker import criu_images, criu_log, criu_process, folders, freezer, rootfs
 from node_worker.actors import Means, Progress, Step, StepActor
 from node_worker.containerd.port import DumpOptions, Mount
 from node_worker.dump import dump
@@ -37,6 +38,8 @@ from schemas.manifest import (
 )
 from schemas.messages import Checkpointed, Job
 from schemas.orders import CheckpointOrder
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointActor(StepActor[HeldNotes]):
@@ -118,7 +121,7 @@ class CheckpointActor(StepActor[HeldNotes]):
         await in_thread(self._means.store.discard, self._order.checkpoint)
         await in_thread(folders.remove, self._work)
 
-    async def _dump(self, _: HeldNotes) -> None:
+    async def _dump(self, notes: HeldNotes) -> None:
         images = self._staging / IMAGES_FOLDER
         self._archiving = asyncio.create_task(
             rootfs.capture(self._mounts, self._staging / ROOTFS_FILE)
@@ -130,6 +133,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             file_locks=True,
         )
         await dump(self._means.runtime, self._order.target, options, grown=self._grown)
+        await in_thread(_hold_still, notes.pid)
 
     def _grown(self, size: int) -> None:
         self._progress.progress("dump", size, max(size, self._held.expected_bytes))
@@ -204,3 +208,10 @@ class CheckpointActor(StepActor[HeldNotes]):
             spec=container.spec.value,
             streams=Streams(stdout=stdio.stdout, stderr=stdio.stderr),
         )
+
+
+def _hold_still(pid: int) -> None:
+    """CRIU leaves the processes frozen, as it found them; should one not, they must not go on."""
+    with contextlib.suppress(FileNotFoundError):  # it ended, which the rest will tell
+        if freezer.freeze_if_thawed(pid):
+            log.warning("process %d was let go by the dump, and is frozen again", pid)
