@@ -13,9 +13,9 @@ from kybernate.embedded.workload import NAMESPACE, Running
 from node_worker.containerd.port import TaskStatus
 from schemas import reasons
 from schemas.orders import OutsideTcp
-from tests.integration.test_zoo import ORDINARY, animal, proof
 from tests.support.counting import checkpoint_of, failure
 from tests.support.node import Node
+from tests.support.zoo import ENV, animal, proof
 
 
 def address_of_this_host() -> str:
@@ -53,7 +53,7 @@ async def listening() -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def connected(node: Node, peer: Peer) -> AsyncIterator[Running]:
-    env = {**ORDINARY.env, "PEER": peer.address}
+    env = {**ENV, "PEER": peer.address}
     async with animal(node, "outside_connection", env=env, host_network=True) as running:
         yield running
 

@@ -1,35 +1,18 @@
 """Real workloads go round: checkpointed, killed, resumed, and each proves its own state.
 
-The animals are in `zoo/`; each is asked for its proof before and after. What cannot go round is
-refused with its cause, and lives on.
+The animals are in `zoo/`; each is asked for its proof before and after.
 """
 
-import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 import pytest_asyncio
 
-from kybernate.embedded.oci import Bind, Tmpfs, User, Workload
-from kybernate.embedded.workload import NAMESPACE, Running
 from tests.support.node import Node, whole_node
+from tests.support.zoo import ZOO, animal, proof
 
-ZOO = Path(__file__).parent / "zoo"
-ANYBODY = User(uid=1000, gid=1000)
-ORDINARY = Workload(
-    args=("-m", "zoo"),
-    env={"PYTHONPATH": "/opt", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/root"},
-    binds=(Bind(source=ZOO, target="/opt/zoo"),),
-    tmpfs=(Tmpfs(target="/dev/shm"),),
-)
-SURROUNDINGS: dict[str, dict[str, object]] = {
-    "not_root": {"user": ANYBODY, "capabilities": ()},
-    "few_capabilities": {"capabilities": ("CAP_KILL",)},
-}
 ANIMALS = (
     "deleted_file",
     "descriptors_over_a_socket",
@@ -70,26 +53,6 @@ async def node() -> AsyncIterator[Node]:
     with tempfile.TemporaryDirectory(prefix="ky-", dir="/tmp") as folder:
         async with whole_node(Path(folder)) as running:
             yield running
-
-
-@asynccontextmanager
-async def animal(node: Node, name: str, **surroundings: object) -> AsyncIterator[Running]:
-    changes = {**SURROUNDINGS.get(name, {}), **surroundings}
-    workload = msgspec.structs.replace(ORDINARY, args=(*ORDINARY.args, name), **changes)
-    running = await node.workloads.start_container(name, workload, python=True)
-    try:
-        await running.wait_for(lambda lines: "ready" in lines)
-        yield running
-    finally:
-        await running.remove()
-
-
-async def proof(node: Node, running: Running, number: int) -> str:
-    await node.runtime.kill(NAMESPACE, running.id, signal.SIGUSR1)
-    said = await running.wait_for(
-        lambda lines: any(line.startswith(f"proof {number} ") for line in lines)
-    )
-    return next(line for line in said if line.startswith(f"proof {number} "))
 
 
 @pytest.mark.asyncio(loop_scope="module")
