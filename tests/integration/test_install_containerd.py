@@ -1,5 +1,6 @@
 """What the installer writes, read by the containerd of each release line."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -117,3 +118,29 @@ def test_what_containerd_does_not_read_now_is_left_alone(folder: Path) -> None:
     said = node.install()
     assert said.exit_code == 4
     assert "containerd does not read" in said.output
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >>{log}
+[ "$1" != is-active ] || [ "$3" = containerd ]
+"""
+
+
+def test_containerd_is_restarted_only_for_a_new_configuration(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Installed(folder, "2")
+    node.config.write_text((SAMPLES / "standard-v3.toml").read_text())
+    log = folder / "calls"
+    systemctl = folder / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(SYSTEMCTL.format(log=log))
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    said = node.call("install", "--restart", "--runc", str(node.stack.runc))
+    assert "restarted containerd" in said.output
+    calls = ["is-active --quiet containerd", "restart containerd"]
+    assert log.read_text().splitlines() == calls
+    node.call("install", "--restart", "--runc", str(node.stack.runc))
+    assert log.read_text().splitlines() == calls
+    assert "restarted containerd" in node.call("uninstall", "--restart").output
