@@ -77,14 +77,14 @@ class FastStreamSide:
             job_subjects_of(NODE),
             stream=JStream(JOBS_STREAM, declare=False, retention=RetentionPolicy.WORK_QUEUE),
             durable=worker_consumer(NODE),
-            pull_sub=PullSub(batch_size=WORKER_BATCH, timeout=1.0),
+            pull_sub=PullSub(batch_size=WORKER_BATCH, timeout=0.1),
             ack_policy=AckPolicy.MANUAL,
         )
         events = self._broker.subscriber(
             "kybernate.event.>",
             stream=JStream(EVENTS_STREAM, declare=False),
             durable=CONTROLLERS,
-            pull_sub=PullSub(batch_size=CONTROLLER_BATCH, timeout=1.0),
+            pull_sub=PullSub(batch_size=CONTROLLER_BATCH, timeout=0.1),
             ack_policy=AckPolicy.MANUAL,
         )
         jobs(self.on_job)

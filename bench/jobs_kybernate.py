@@ -43,6 +43,7 @@ class Nothing:
 
     plan = Plan(steps=("nothing",), commit="nothing")
     notes = NoNotes
+    interruptible: frozenset[str] = frozenset()
 
     def __init__(self, order: RestoreOrder) -> None:
         self._order = order

@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from nats import connect as connect_to_nats
+from nats.aio.msg import Msg
 
 from kybernate.bus import Bus, BusSettings, BusUnavailable
 from kybernate.bus.nats import connect
 from kybernate.embedded.nats_server import NatsServer
-from schemas.names import ACTIONS_BUCKET, job_subject
+from schemas.names import ACTIONS_BUCKET, EVENTS_STREAM, job_subject
 
 NODE = "n"
 
@@ -125,3 +127,38 @@ async def test_publishing_through_a_restart_loses_and_doubles_nothing(
         await asyncio.gather(*(delivery.ack() for delivery in fetched))
     texts = [msgspec.json.decode(one.data, type=Note).text for one in deliveries]
     assert sorted(texts, key=int) == [str(number) for number in range(300)]
+
+
+async def test_what_an_operator_changed_is_put_right_where_it_matters(
+    nats: NatsServer, bus: Bus
+) -> None:
+    client = await connect_to_nats(nats.url)
+    manager = client.jsm()
+    before = (await manager.stream_info(EVENTS_STREAM)).config
+    await manager.update_stream(before.evolve(max_age=3600.0, description="mine"))
+    await bus.ensure_topology()
+    after = (await manager.stream_info(EVENTS_STREAM)).config
+    assert (after.max_age, after.description) == (before.max_age, "mine")
+    await client.close()
+
+
+async def test_ensuring_again_changes_nothing(nats: NatsServer, bus: Bus) -> None:
+    client = await connect_to_nats(nats.url)
+    calls: list[str] = []
+
+    async def note(message: Msg) -> None:
+        calls.append(message.subject)
+
+    await client.subscribe("$JS.API.>", cb=note)
+    await client.flush()
+    await bus.ensure_topology()
+    await bus.ensure_queue(NODE)
+    await until_heard(calls, 7)
+    assert not [call for call in calls if "UPDATE" in call or "INFO" in call]
+    await client.close()
+
+
+async def until_heard(calls: list[str], count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(calls) < count:  # noqa: ASYNC110 - a list tells nobody
+            await asyncio.sleep(0.01)
