@@ -63,6 +63,19 @@ async def serving(
             Sweep(bus, engine, records, catalogue, nodes).run(),
         ):
             stack.push_async_callback(end, asyncio.create_task(work))
+        if settings.kubernetes:
+            from controller.kube import runner  # noqa: PLC0415 - an extra that few install
+
+            reconciling = runner.reconciling(
+                settings.kubeconfig,
+                service=service,
+                engine=engine,
+                records=records,
+                catalogue=catalogue,
+                nodes=nodes,
+            )
+            run = (await stack.enter_async_context(reconciling)).run
+            stack.push_async_callback(end, asyncio.create_task(run()))
         application = web_application(service, bus, tokens=settings.tokens)
         url = await stack.enter_async_context(_listening(settings, application))
         stack.callback(records.watchers.close)

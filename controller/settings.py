@@ -18,5 +18,9 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Certificate of the REST API in PEM; without one it speaks plain HTTP."""
     tls_key: Path | None = None
     """Key of that certificate."""
+    kubernetes: bool = False
+    """Take custom resources of Kubernetes as requests."""
+    kubeconfig: Path | None = None
+    """How the API server is reached; default: as a pod of the cluster, or as kubectl does."""
     bus: BusSettings = BusSettings()
     """Where NATS is."""

@@ -1,0 +1,303 @@
+"""Pods as the API server tells them: what to checkpoint, and the new pod of a restore. Pure.
+
+A template is what a new pod needs of the old one. What the API server, the scheduler and the
+controllers wrote into the old one stays behind, so that it is nobody's replica and comes to rest
+where the checkpoint is.
+"""
+
+import copy
+import json
+from typing import Any, Final
+
+import msgspec
+
+from controller.kube.conditions import (
+    CONTAINER_NOT_FOUND,
+    POD_NOT_RUNNING,
+    POD_TERMINATING,
+    POD_UNSUPPORTED,
+    RUNTIME_UNSUPPORTED,
+    SEVERAL_CONTAINERS,
+    VOLUME_CANNOT_COME_ALONG,
+    Refusal,
+)
+from schemas.kubernetes import (
+    GPU_RUNTIME_CLASS,
+    RESTORE_FROM_ANNOTATION,
+    RESTORE_LABEL,
+    RUNTIME_CLASS,
+    TargetPod,
+)
+from schemas.orders import Target
+from schemas.pods import PodRecord
+
+Json = dict[str, Any]
+
+NAMESPACE: Final = "k8s.io"
+"""containerd's, where kubelet's containers are."""
+SCHEME: Final = "containerd://"
+ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+LONGEST_NAME: Final = 63
+
+OWNED_LABELS: Final = frozenset(
+    {
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-name",
+        "controller-revision-hash",
+        "controller-uid",
+        "job-name",
+        "pod-template-generation",
+        "pod-template-hash",
+        "statefulset.kubernetes.io/pod-name",
+        RESTORE_LABEL,
+    }
+)
+OWNED_ANNOTATIONS: Final = ("cni.projectcalico.org/", "k8s.v1.cni.cncf.io/", "k8s.ovn.org/")
+OTHER_ANNOTATIONS: Final = frozenset(
+    {
+        "kubectl.kubernetes.io/last-applied-configuration",
+        "kubernetes.io/limit-ranger",
+        RESTORE_FROM_ANNOTATION,
+    }
+)
+OWNED_FIELDS: Final = (
+    "ephemeralContainers",
+    "nodeName",
+    "overhead",
+    "preemptionPolicy",
+    "priority",
+    "serviceAccount",
+)
+ADDED_TOLERATIONS: Final = frozenset(
+    {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+)
+SHARED: Final = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be checkpointed, and where."""
+
+    node: str
+    target: Target
+    pod: PodRecord
+
+
+def source(pod: Json, container: str | None) -> Source | Refusal:
+    """The pod's container, or why it is not checkpointed."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if pod["metadata"].get("deletionTimestamp"):
+        return _refuse(POD_TERMINATING, f"pod {name} is being deleted; checkpoint one that stays")
+    if (phase := status.get("phase", "Unknown")) != "Running":
+        return _refuse(POD_NOT_RUNNING, f"pod {name} is {phase}; wait until it runs")
+    if refusal := _unsupported(name, pod["spec"], container):
+        return refusal
+    only = pod["spec"]["containers"][0]["name"]
+    found = [one for one in status.get("containerStatuses", ()) if one["name"] == only]
+    if not found or "running" not in found[0].get("state", {}):
+        return _refuse(POD_NOT_RUNNING, f"container {only} of pod {name} does not run; wait for it")
+    identifier = found[0].get("containerID", "")
+    if not identifier.startswith(SCHEME):
+        words = f"pod {name} runs in {identifier.partition(':')[0]}; only containerd is supported"
+        return _refuse(RUNTIME_UNSUPPORTED, words)
+    target = Target(namespace=NAMESPACE, container=identifier.removeprefix(SCHEME))
+    return Source(node=pod["spec"]["nodeName"], target=target, pod=_record(pod, only))
+
+
+def template(pod: Json) -> Json:
+    """Labels, annotations and spec, without what belongs to this pod alone."""
+    metadata, spec = pod["metadata"], copy.deepcopy(pod["spec"])
+    for field in OWNED_FIELDS:
+        spec.pop(field, None)
+    tolerations = [
+        one for one in spec.pop("tolerations", ()) if one.get("key") not in ADDED_TOLERATIONS
+    ]
+    if tolerations:
+        spec["tolerations"] = tolerations
+    _drop_account_volume(spec)
+    return {
+        "labels": {
+            key: value
+            for key, value in metadata.get("labels", {}).items()
+            if key not in OWNED_LABELS
+        },
+        "annotations": {
+            key: value
+            for key, value in metadata.get("annotations", {}).items()
+            if key not in OTHER_ANNOTATIONS and not key.startswith(OWNED_ANNOTATIONS)
+        },
+        "spec": spec,
+    }
+
+
+def restored(
+    record: PodRecord,
+    target: TargetPod,
+    *,
+    name: str,
+    restore_uid: str,
+    checkpoint: str,
+    gpu: bool,
+) -> Json:
+    """The pod that resumes from the checkpoint, on the node that holds it."""
+    kept = json.loads(record.template)
+    spec = kept["spec"]
+    was_gpu = spec.get("runtimeClassName") == GPU_RUNTIME_CLASS
+    spec["runtimeClassName"] = GPU_RUNTIME_CLASS if gpu or was_gpu else RUNTIME_CLASS
+    spec["affinity"] = _bound(spec.get("affinity") or {}, record.node)
+    if target.node_selector:
+        spec["nodeSelector"] = spec.get("nodeSelector", {}) | target.node_selector
+    if target.resources is not None:
+        spec["containers"][0]["resources"] = msgspec.to_builtins(target.resources)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "labels": kept["labels"] | {RESTORE_LABEL: restore_uid},
+            "annotations": kept["annotations"] | {RESTORE_FROM_ANNOTATION: checkpoint},
+        },
+        "spec": spec,
+    }
+
+
+def restored_name(original: str, target: TargetPod, restore_uid: str) -> str:
+    """The new pod's name: told, or the original's with five characters of the restore's UID."""
+    ending = f"-restored-{restore_uid.replace('-', '')[:5]}"
+    return target.name or original[: LONGEST_NAME - len(ending)].rstrip("-.") + ending
+
+
+def trouble(pod: Json) -> str:
+    """Why a restored pod will not come to run; empty while it may, or does."""
+    status = pod.get("status", {})
+    if status.get("phase") in {"Failed", "Succeeded"}:
+        return str(status.get("message") or f"its phase is {status['phase']}") + _ends(status)
+    if pod["metadata"].get("deletionTimestamp"):
+        return "it is being deleted"
+    return next((words for one in _statuses(status) if (words := _broken(one))), "")
+
+
+def runs(pod: Json) -> bool:
+    """Its container runs, and is the one that was restored."""
+    statuses = _statuses(pod.get("status", {}))
+    phase = pod.get("status", {}).get("phase")
+    return (
+        bool(statuses) and phase == "Running" and all("running" in one["state"] for one in statuses)
+    )
+
+
+def waits_for(pod: Json) -> str:
+    """What a pod that does not run yet waits for, as far as it is told."""
+    status = pod.get("status", {})
+    told = [
+        f"{condition.get('reason', '')}: {condition['message']}"
+        for condition in status.get("conditions", ())
+        if condition["status"] != "True" and condition.get("message")
+    ]
+    for one in _statuses(status):
+        waiting = one.get("state", {}).get("waiting", {})
+        if waiting.get("message"):
+            told.insert(0, f"{waiting.get('reason', '')}: {waiting['message']}")
+    return told[0] if told else ""
+
+
+def _unsupported(name: str, spec: Json, container: str | None) -> Refusal | None:
+    containers = [one["name"] for one in spec["containers"]]
+    if container is not None and container not in containers:
+        words = f"pod {name} has no container {container}; it has {', '.join(containers)}"
+        return _refuse(CONTAINER_NOT_FOUND, words)
+    if len(containers) > 1:
+        words = f"pod {name} has {len(containers)} containers; only pods with one are served so far"
+        return _refuse(SEVERAL_CONTAINERS, words)
+    if shared := [field for field in SHARED if spec.get(field)]:
+        words = f"pod {name} uses {', '.join(shared)}, with which it cannot be checkpointed"
+        return _refuse(POD_UNSUPPORTED, words)
+    if volumes := [one["name"] for one in spec.get("volumes", ()) if "emptyDir" in one]:
+        words = (
+            f"pod {name} has emptyDir volumes ({', '.join(volumes)}) whose contents do not come "
+            "along so far; write into the container's own files instead"
+        )
+        return _refuse(VOLUME_CANNOT_COME_ALONG, words)
+    return None
+
+
+def _record(pod: Json, container: str) -> PodRecord:
+    metadata = pod["metadata"]
+    return PodRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        container=container,
+        node=pod["spec"]["nodeName"],
+        template=json.dumps(template(pod), sort_keys=True),
+    )
+
+
+def _drop_account_volume(spec: Json) -> None:
+    """The service account's token: the new pod is given its own, at the same place."""
+    containers = [*spec["containers"], *spec.get("initContainers", ())]
+    mounted = {
+        mount["name"]
+        for one in containers
+        for mount in one.get("volumeMounts", ())
+        if mount["mountPath"] == ACCOUNT_FOLDER
+    }
+    given = {
+        volume["name"]
+        for volume in spec.get("volumes", ())
+        if volume["name"] in mounted and _is_account(volume)
+    }
+    for one in containers:
+        one["volumeMounts"] = [
+            mount for mount in one.get("volumeMounts", ()) if mount["name"] not in given
+        ]
+    spec["volumes"] = [one for one in spec.get("volumes", ()) if one["name"] not in given]
+
+
+def _is_account(volume: Json) -> bool:
+    if volume["name"].startswith("kube-api-access-"):
+        return "projected" in volume
+    return "-token-" in volume["name"] and "secret" in volume
+
+
+def _bound(affinity: Json, node: str) -> Json:
+    """The affinity, and this node only."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    of_node = affinity.get("nodeAffinity", {})
+    required = of_node.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = [
+        term | {"matchFields": [*_other_fields(term), field]}
+        for term in required.get("nodeSelectorTerms", ()) or [{}]
+    ]
+    needed = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return affinity | {"nodeAffinity": of_node | needed}
+
+
+def _other_fields(term: Json) -> list[Json]:
+    """Without the node's name: a pod that was restored before was bound to its node then."""
+    return [one for one in term.get("matchFields", ()) if one["key"] != "metadata.name"]
+
+
+def _statuses(status: Json) -> list[Json]:
+    return list(status.get("containerStatuses", ()))
+
+
+def _broken(container: Json) -> str:
+    """Why a container is not the restored one any more, or never became it."""
+    state = container.get("state", {})
+    ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
+    if ended:
+        words = ended.get("message") or f"exit code {ended.get('exitCode')}"
+        return f"{ended.get('reason', 'Error')}: {words}"
+    waiting = state.get("waiting", {})
+    if waiting.get("reason") in {"CreateContainerError", "RunContainerError", "CrashLoopBackOff"}:
+        return f"{waiting['reason']}: {waiting.get('message', '')}"
+    return ""
+
+
+def _ends(status: Json) -> str:
+    words = next((words for one in _statuses(status) if (words := _broken(one))), "")
+    return f" ({words})" if words else ""
+
+
+def _refuse(reason: str, message: str) -> Refusal:
+    return Refusal(reason=reason, message=message)
