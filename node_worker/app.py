@@ -31,6 +31,8 @@ from node_worker.intake import Intake
 from node_worker.jobs import Jobs
 from node_worker.ledger import Ledger
 from node_worker.orders import actor_of
+from node_worker.pods.doorway import doorway
+from node_worker.pods.restores import Restores
 from node_worker.registration import Registration, instance_name
 from node_worker.reporter import Reporter
 from node_worker.settings import WorkerSettings
@@ -115,6 +117,8 @@ async def _serve(stack: contextlib.AsyncExitStack, bus: Bus, means: Means, jobs:
         await tasks.end(recovering)
     registration.recovered = True
     await registration.beat()
+    if means.settings.pods:
+        await stack.enter_async_context(doorway(means.settings.runtime_state, Restores(means)))
     _background(stack, registration.run_announcing(), "announcing")
     _background(stack, _settling(jobs), "settling")
     _background(stack, _pruning(means.ledger), "pruning")

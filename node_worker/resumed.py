@@ -41,6 +41,11 @@ def resumed_spec(
     return Packed(type_url=spec.type_url, value=msgspec.json.encode(value))
 
 
+def options_alone(configs: Path) -> Path:
+    """The file of what a restore needs, whatever the container's own says."""
+    return _kept(_config(""), configs)
+
+
 def renamed_streams(streams: Streams, was: str, now: str) -> Streams:
     """Where the output goes on: a file stays the same file, or becomes one of the new name.
 

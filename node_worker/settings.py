@@ -9,6 +9,7 @@ from node_worker.gpu.helper import CUDA_DRIVER
 
 DEFAULT_STATE = Path("/var/lib/kybernate")
 DEFAULT_CONTAINERD = Path("/run/containerd/containerd.sock")
+DEFAULT_RUNTIME_STATE = Path("/run/kybernate")
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where runc keeps the state of this containerd's containers, and below the cgroup where they
     are: for those that come from another node. Not given: these stay as they were there."""
     cgroup_parent: str = ""
+
+    pods: bool = False
+    """Whether this worker brings containers of Kubernetes pods back."""
+    runtime_state: Path = DEFAULT_RUNTIME_STATE
+    """Where it meets the OCI runtime of such pods (STATE in kybernate-runc.conf)."""
 
     @property
     def store(self) -> Path:

@@ -35,18 +35,6 @@ _tls_cert = settings.option(
     "--tls-cert", env="TLS_CERT", type=_file, help="Certificate of the REST API, PEM."
 )
 _tls_key = settings.option("--tls-key", env="TLS_KEY", type=_file, help="Its key, PEM.")
-_kubernetes = settings.option(
-    "--kubernetes",
-    env="CUSTOM_RESOURCES",
-    is_flag=True,
-    help="Take KybernateCheckpoint and KybernateRestore resources as requests.",
-)
-_kubeconfig = settings.option(
-    "--kubeconfig",
-    env="KUBECONFIG",
-    type=_file,
-    help="How the API server is reached; default: as a pod of the cluster, or as kubectl does.",
-)
 _socket = click.Path(dir_okay=False, path_type=Path)
 _node = settings.option(
     "--node",
@@ -70,14 +58,27 @@ _checkpoints = settings.option(
     help="Folder of checkpoints; default: in the state folder.",
 )
 
+_pods = settings.option(
+    "--pods",
+    env="PODS",
+    is_flag=True,
+    help="Bring containers of Kubernetes pods back (annotation kybernate.io/restore-from).",
+)
+_runtime_state = settings.option(
+    "--runtime-state",
+    env="RUNTIME_STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/run/kybernate"),
+    show_default=True,
+    help="Where it meets the OCI runtime of such pods; STATE in kybernate-runc.conf.",
+)
+
 
 @click.command()
 @_listen
 @_tokens
 @_tls_cert
 @_tls_key
-@_kubernetes
-@_kubeconfig
 @settings.bus
 @settings.service
 def controller(**given: Any) -> None:
@@ -90,8 +91,6 @@ def controller(**given: Any) -> None:
         tokens=given["tokens"],
         tls_cert=given["tls_cert"],
         tls_key=given["tls_key"],
-        kubernetes=given["kubernetes"],
-        kubeconfig=given["kubeconfig"],
         bus=settings.bus_settings(given),
     )
     _run("kybernate-controller", given, app.run(chosen))
@@ -109,6 +108,8 @@ def controller(**given: Any) -> None:
 )
 @_state
 @_checkpoints
+@_pods
+@_runtime_state
 @settings.bus
 @settings.service
 def worker(**given: Any) -> None:
@@ -122,6 +123,8 @@ def worker(**given: Any) -> None:
         containerd=given["containerd"],
         state=given["state"],
         checkpoints=given["checkpoints"],
+        pods=given["pods"],
+        runtime_state=given["runtime_state"],
         bus=settings.bus_settings(given),
     )
     _run("kybernate-worker", given, app.run(chosen))
@@ -139,6 +142,8 @@ def worker(**given: Any) -> None:
     type=_socket,
     help="Socket of a containerd that runs already; default: a private one in the state folder.",
 )
+@_pods
+@_runtime_state
 @settings.service
 def up(**given: Any) -> None:
     """Run NATS, controller, worker and a private containerd in one process, for this host."""
@@ -152,6 +157,8 @@ def up(**given: Any) -> None:
         tokens=given["tokens"],
         checkpoints=given["checkpoints"],
         containerd=given["containerd"],
+        pods=given["pods"],
+        runtime_state=given["runtime_state"],
     )
     _run("kybernate", given, host.run(chosen))
 

@@ -24,7 +24,7 @@ from kybernate.embedded.nats_server import nats_server
 from kybernate.embedded.stack import find_stack
 from node_worker import app as worker_app
 from node_worker.gpu.helper import CUDA_DRIVER
-from node_worker.settings import WorkerSettings
+from node_worker.settings import DEFAULT_RUNTIME_STATE, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Socket of a containerd that runs already; none: a private one."""
     gpu_driver: str = CUDA_DRIVER
     gpu_argument: str = ""
+    pods: bool = False
+    runtime_state: Path = DEFAULT_RUNTIME_STATE
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,8 @@ async def _worker(
         gpu_argument=settings.gpu_argument,
         runc_root=daemon.runc_root if daemon else None,
         cgroup_parent=daemon.cgroup_parent if daemon else "",
+        pods=settings.pods,
+        runtime_state=settings.runtime_state,
     )
     async with (
         connect(bus, name=f"kybernate-worker-{settings.node}") as link,

@@ -1,0 +1,231 @@
+"""Brings a container back in a pod that kubelet made: what the worker does at each call of runc.
+
+restore (at create): the checkpoint is found, held against pod and host, verified to the last
+byte; its changed files go into the container's own root filesystem, CRIU's options into the
+bundle. running (at start): GPU memory goes back, then the staged images go. gone: whatever is left
+goes. Mounts, devices, cgroup and network are the live pod's; nothing comes from the checkpoint's
+spec. What failed is tried again by kubelet, with a new container.
+
+What has to be known later lies in a note per container, because the worker may be another one by
+then. A restarted container starts from its image unless the pod wants otherwise: a mark per pod
+and container's name says that it had come back.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kybernate.store import verify
+from node_worker import criu_images, criu_process, folders, host, rootfs
+from node_worker.actors import Means
+from node_worker.containerd.port import Container, Mount, NotFound, RestorePaths
+from node_worker.faults import Refused
+from node_worker.gpu import group, obstacles, pairing
+from node_worker.holding import refuse
+from node_worker.pods import bundles, sources
+from node_worker.pods.bundles import Wish
+from node_worker.pods.requests import GoneTold, RestoreAsked, RunningAsked
+from node_worker.surroundings import numbered_outside
+from node_worker.threads import in_thread
+from schemas import reasons
+from schemas.base import Record
+from schemas.gpus import GpuProcess
+from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
+
+NOTE: Final = "note.json"
+WORK: Final = "work"
+INIT_PID: Final = "init.pid"
+PROC: Final = Path("/proc")
+PODS: Final = "k8s.io"
+"""The containerd namespace of all pods."""
+
+
+class Note(Record, frozen=True, kw_only=True):
+    """What a container that is being restored will need."""
+
+    bundle: str
+    sandbox: str
+    container_name: str
+    gpu_processes: tuple[GpuProcess, ...] = ()
+    pairs: dict[str, str] = {}
+
+
+class Restores:
+    """Restores into pods, of one worker."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._folder = means.settings.state / "pods"
+        self._marks = means.settings.state / "pods-resumed"
+
+    async def restore(self, request: RestoreAsked) -> RestorePaths | None:
+        """Stage the checkpoint for the bundle; None: the container starts from its image."""
+        wish = await in_thread(bundles.read_wish, request.bundle)
+        if wish.restarts_from_image and self._mark(wish.sandbox, wish.container_name).exists():
+            return None
+        folder, manifest = await in_thread(sources.find, self._means.store, wish)
+        if not _is_wanted(manifest, wish):
+            return None
+        try:
+            return await self._staged(request, wish, folder, manifest)
+        except BaseException:
+            await in_thread(self._drop, request.container)
+            raise
+
+    async def running(self, request: RunningAsked) -> None:
+        """Return when the container runs, its GPU memory included."""
+        note = await in_thread(self._note, request.container)
+        if note.gpu_processes:
+            await self._bring_gpu_back(note)
+        mark = self._mark(note.sandbox, note.container_name)
+        await in_thread(_make_mark, mark)
+        await in_thread(self._drop, request.container)
+
+    async def gone(self, request: GoneTold) -> None:
+        """Drop what was staged; also for a container that is not known (any more)."""
+        await criu_process.end_in(self._work(request.container))
+        await in_thread(self._drop, request.container)
+        await self._drop_old_marks()
+
+    async def _staged(
+        self, request: RestoreAsked, wish: Wish, folder: Path, manifest: Manifest
+    ) -> RestorePaths:
+        host.check_fits(manifest.host, self._means.host)
+        pairs = await self._pairs(manifest)
+        mounts = await self._root(request.container, manifest)
+        await in_thread(verify, folder, manifest)
+        note = Note(
+            bundle=str(request.bundle),
+            sandbox=wish.sandbox,
+            container_name=wish.container_name,
+            gpu_processes=manifest.gpu_processes,
+            pairs=pairs,
+        )
+        images = await in_thread(self._prepare, request.container, folder, note)
+        await rootfs.apply(mounts, folder / ROOTFS_FILE)
+        await in_thread(bundles.give_options, request.bundle, self._means.settings.criu_configs)
+        return RestorePaths(image_path=str(images), work_path=str(self._work(request.container)))
+
+    async def _pairs(self, manifest: Manifest) -> dict[str, str]:
+        if not manifest.gpu_processes:
+            return {}
+        now = await self._means.gpu.facts()
+        pairs = pairing.pair(manifest.gpus, now, processes=manifest.gpu_processes)
+        refuse(obstacles.restore_obstacles(manifest.gpus, now, pairs))
+        return pairs
+
+    async def _root(self, id: str, manifest: Manifest) -> tuple[Mount, ...]:
+        """The mounts of the container's own root filesystem, if it is of the same image."""
+        runtime = self._means.runtime
+        container: Container = await runtime.container(PODS, id)
+        place = (PODS, container.snapshotter, container.snapshot_key)
+        snapshot, mounts = await asyncio.gather(runtime.snapshot(*place), runtime.mounts(*place))
+        was = manifest.container
+        if snapshot.parent != was.parent_snapshot:
+            raise Refused(
+                reasons.IMAGE_MISSING,
+                f"the image of the pod ({container.image}) is another one than that of the "
+                f"checkpoint ({was.image})",
+                advice="Give the container the image that it had, by its digest.",
+            )
+        return mounts
+
+    def _prepare(self, id: str, folder: Path, note: Note) -> Path:
+        """The images; a changed copy of them where CRIU could not restore them well."""
+        self._drop(id)
+        self._work(id).mkdir(mode=0o700, parents=True)
+        (self._folder / id / NOTE).write_bytes(msgspec.json.encode(note))
+        images = folder / IMAGES_FOLDER
+        if not criu_images.needs_changes(images):
+            return images
+        copy = self._means.store.scratch(id) / IMAGES_FOLDER
+        criu_images.copy_changed(images, copy)
+        return copy
+
+    def _note(self, id: str) -> Note:
+        try:
+            raw = (self._folder / id / NOTE).read_bytes()
+        except FileNotFoundError as error:
+            raise Refused(
+                reasons.RESTORE_FAILED,
+                f"the worker of this node knows nothing of a restore of container {id}",
+                advice="See that one worker alone has this state folder; kubelet tries again.",
+            ) from error
+        return msgspec.json.decode(raw, type=Note)
+
+    async def _bring_gpu_back(self, note: Note) -> None:
+        pids = await in_thread(_family, int((Path(note.bundle) / INIT_PID).read_text()))
+        seen = await in_thread(self._means.look, pids)
+        found = numbered_outside(note.gpu_processes, seen.processes)
+        if len(found) < len(note.gpu_processes):
+            raise Refused(
+                reasons.RESTORE_FAILED,
+                f"of {len(note.gpu_processes)} processes with GPU memory only {len(found)} are "
+                "there again",
+                advice="See the container's own output for why a process has ended.",
+            )
+        held = [process.pid for process in found]
+        await group.restore_all(self._means.gpu, held, note.pairs or None)
+        await group.unlock_all(self._means.gpu, held)
+
+    def _work(self, id: str) -> Path:
+        """Where CRIU writes its log."""
+        return self._folder / id / WORK
+
+    def _drop(self, id: str) -> None:
+        self._means.store.discard_scratch(id)
+        folders.remove(self._folder / id)
+
+    # containers that came back once
+
+    def _mark(self, sandbox: str, container_name: str) -> Path:
+        return self._marks / f"{sandbox}.{container_name}"
+
+    async def _drop_old_marks(self) -> None:
+        """Of pods that are no more."""
+        for mark in await in_thread(_files, self._marks):
+            sandbox = mark.name.partition(".")[0]
+            try:
+                await self._means.runtime.container(PODS, sandbox)
+            except NotFound:
+                mark.unlink(missing_ok=True)
+
+
+def _is_wanted(manifest: Manifest, wish: Wish) -> bool:
+    """Whether this container of the pod is the one of the checkpoint; not an init container."""
+    had = sources.container_of(manifest)
+    if wish.container_name == had:
+        return True
+    if sources.is_init_container(manifest, wish.container_name):
+        return False
+    raise Refused(
+        reasons.INVALID_REQUEST,
+        f"checkpoint {manifest.id} is of the container {had}, not of {wish.container_name}",
+        advice="Give the container the name that it had; a pod with further containers cannot "
+        "resume yet.",
+    )
+
+
+def _make_mark(mark: Path) -> None:
+    mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark.touch(mode=0o600)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder.iterdir()) if folder.is_dir() else ()
+
+
+def _family(pid: int) -> tuple[int, ...]:
+    """The process and all that come from it."""
+    return (pid, *(each for child in _children(pid) for each in _family(child)))
+
+
+def _children(pid: int) -> Iterator[int]:
+    for file in (PROC / str(pid)).glob("task/*/children"):
+        try:
+            yield from map(int, file.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            continue

@@ -1,0 +1,296 @@
+"""A pod that kubelet makes goes on where another one was, asked for by its annotation alone."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kybernate.embedded.kubernetes.cluster import Cluster
+from kybernate.embedded.kubernetes.waiting import until
+from tests.support.cluster_pods import counting_pod, loops
+from tests.support.node_services import NodeServices, container_of
+
+TIMEOUT = 90.0
+UNKNOWN = "0b54f2a6-4d2c-4d5e-9f86-1a7c2f0f3c11"
+
+
+class Pods:
+    """Makes pods on the node of the services, and deletes them."""
+
+    def __init__(self, services: NodeServices) -> None:
+        self.services = services
+        self.cluster = services.cluster
+        self._names: list[str] = []
+
+    async def make(
+        self, source: str | Path = "", *, container: str = "counter", **more: str
+    ) -> str:
+        name = f"test-{secrets.token_hex(4)}"
+        self._names.append(name)
+        node = self.services.node.name
+        pod = counting_pod(name, node=node, runtime_class="kybernate")
+        annotations = {f"kybernate.io/{key}": value for key, value in more.items()}
+        if source:
+            annotations["kybernate.io/restore-from"] = str(source)
+        pod["metadata"]["annotations"] = annotations
+        pod["spec"]["containers"][0]["name"] = container
+        await self.cluster.apply(pod)
+        return name
+
+    async def counted(self, pod: str, times: int = 3) -> list[int]:
+        """What it has counted in its present container, once that is so many numbers."""
+        found: list[int] = []
+
+        async def is_enough() -> bool:
+            found[:] = loops(await self.cluster.kubectl("logs", pod))
+            return len(found) >= times
+
+        await self.cluster.wait_for(pod)
+        await until(is_enough, timeout=TIMEOUT)
+        return found
+
+    async def refusal(self, pod: str) -> str:
+        """Why its container could not be made, as kubelet's event says it."""
+        found: list[str] = []
+
+        async def is_told() -> bool:
+            events = await self.cluster.get(
+                "events", f"--field-selector=involvedObject.name={pod},reason=Failed"
+            )
+            found[:] = [event["message"] for event in events["items"]]
+            return bool(found)
+
+        await until(is_told, timeout=TIMEOUT)
+        return found[0]
+
+    async def gone(self, *pods: str) -> None:
+        await self.cluster.kubectl("delete", "pod", *pods, "--ignore-not-found")
+        for pod in pods:
+            await self.cluster.wait_gone(pod)
+
+    async def all_gone(self) -> None:
+        if self._names:
+            await self.gone(*self._names)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def services(own_cluster: Cluster) -> AsyncIterator[NodeServices]:
+    services = NodeServices(own_cluster)
+    await services.start()
+    yield services
+    await services.stop()
+    shutil.rmtree(services.state)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def pods(services: NodeServices) -> AsyncIterator[Pods]:
+    made = Pods(services)
+    yield made
+    await made.all_gone()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def checkpoint(services: NodeServices) -> AsyncIterator[Path]:
+    """Of a counting pod that is no more."""
+    first = Pods(services)
+    name = await first.make()
+    assert (await first.counted(name, 5))[0] == 1
+    folder = await services.checkpoint(name)
+    await first.all_gone()
+    yield folder
+    shutil.rmtree(folder)
+
+
+async def test_a_new_pod_goes_on_where_the_deleted_one_was(
+    pods: Pods, services: NodeServices
+) -> None:
+    kubectl = services.cluster.kubectl
+    first = await pods.make()
+    await pods.counted(first, 5)
+    await kubectl("exec", first, "--", "sh", "-c", "echo kept >/kept; rm /bin/counting")
+    folder = await services.checkpoint(first)
+    before = await pods.counted(first)
+    await pods.gone(first)
+
+    second = await pods.make(folder.name)
+    after = await pods.counted(second, 5)
+
+    assert 5 < after[0] <= before[-1] + 1
+    assert after == list(range(after[0], after[-1] + 1))
+    told = await kubectl("exec", second, "--", "cat", "/kept", "/etc/hostname")
+    assert told == f"kept\n{second}\n"
+    assert "counting" not in await kubectl("exec", second, "--", "ls", "/bin")
+    pod = await services.cluster.pod(second)
+    assert pod["status"]["podIP"] in await kubectl("exec", second, "--", "cat", "/etc/hosts")
+    assert services.leftovers() == []
+
+    container = container_of(pod)
+    assert container in services.restored()
+    await pods.gone(second)
+    await until(_is_forgotten(services, container), timeout=TIMEOUT)
+    shutil.rmtree(folder)
+
+
+async def test_a_checkpoint_may_be_named_by_its_path_and_used_twice_at_once(
+    pods: Pods, checkpoint: Path
+) -> None:
+    both = [await pods.make(checkpoint) for _ in range(2)]
+
+    counted = [await pods.counted(pod) for pod in both]
+
+    assert counted[0][0] == counted[1][0] > 1
+
+
+async def test_without_the_annotation_a_pod_starts_from_its_image(pods: Pods) -> None:
+    assert (await pods.counted(await pods.make()))[0] == 1
+
+
+@pytest.mark.parametrize(("restart", "first"), [("image", 1), ("checkpoint", 0)])
+async def test_a_crashed_container_starts_as_the_pod_wants(
+    pods: Pods, checkpoint: Path, restart: str, first: int
+) -> None:
+    pod = await pods.make(checkpoint.name, restart=restart)
+    was = (await pods.counted(pod))[0]
+
+    await _crash(pods, pod)
+
+    assert (await pods.counted(pod))[0] == (first or was)
+
+
+async def test_what_a_pod_must_not_resume_from_is_refused_in_words(
+    pods: Pods, checkpoint: Path, services: NodeServices
+) -> None:
+    root = services.checkpoints
+    link = root / "a1b2c3d4-4d2c-4d5e-9f86-1a7c2f0f3c11"
+    link.symlink_to(checkpoint)
+    outside = services.node.home / "outside" / checkpoint.name
+    shutil.copytree(checkpoint, outside)
+    expected = {
+        UNKNOWN: f"there is no checkpoint {UNKNOWN} of the namespace default",
+        str(outside): "the path is not below",
+        str(link): "a symbolic link is on the way",
+        link.name: "there is no checkpoint",
+        str(root): "a path has to end in a checkpoint's id",
+        f"{root}/../{checkpoint.name}": "has to be a checkpoint's id (a UUID) or an absolute path",
+        'x"; reboot': "has to be a checkpoint's id (a UUID) or an absolute path",
+    }
+    try:
+        await _all_refused(pods, expected)
+    finally:
+        link.unlink()
+        shutil.rmtree(outside.parent)
+
+
+async def test_a_checkpoint_that_does_not_belong_or_is_not_whole_is_refused(
+    pods: Pods, checkpoint: Path, services: NodeServices
+) -> None:
+    renamed = checkpoint.with_name("b1b2c3d4-4d2c-4d5e-9f86-1a7c2f0f3c11")
+    shutil.copytree(checkpoint, renamed)
+    elsewhere = checkpoint.with_name("elsewhere") / checkpoint.name
+    damaged = checkpoint.with_name("damaged") / checkpoint.name
+    for copy in (elsewhere, damaged):
+        shutil.copytree(checkpoint, copy)
+    pages = next(damaged.glob("images/pages-*"))
+    raw = bytearray(pages.read_bytes())
+    raw[100] ^= 1
+    pages.write_bytes(raw)
+    try:
+        await _all_refused(
+            pods,
+            {renamed.name: "CheckpointDamaged", str(damaged): "CheckpointDamaged"},
+        )
+        assert (await pods.counted(await pods.make(elsewhere)))[0] > 1
+    finally:
+        for folder in (renamed, elsewhere.parent, damaged.parent):
+            shutil.rmtree(folder)
+
+
+async def test_another_namespaces_checkpoint_looks_like_none(
+    pods: Pods, services: NodeServices
+) -> None:
+    cluster, space = services.cluster, f"test-{secrets.token_hex(4)}"
+    await cluster.kubectl("create", "namespace", space)
+    try:
+        await _until_pods_can_be_made(cluster, space)
+        pod = counting_pod("secretive", node=services.node.name, runtime_class="kybernate")
+        pod["metadata"]["namespace"] = space
+        await cluster.apply(pod)
+        await cluster.wait_for("secretive", namespace=space)
+        folder = await services.checkpoint("secretive", namespace=space)
+
+        told = await pods.refusal(await pods.make(folder.name))
+
+        assert f"there is no checkpoint {folder.name} of the namespace default" in told
+        shutil.rmtree(folder)
+    finally:
+        await cluster.kubectl("delete", "namespace", space)
+
+
+async def test_a_container_of_another_name_is_refused(pods: Pods, checkpoint: Path) -> None:
+    told = await pods.refusal(await pods.make(checkpoint.name, container="other"))
+
+    assert "is of the container counter, not of other" in told
+
+
+async def test_without_a_worker_ordinary_pods_start_and_others_wait_for_it(
+    pods: Pods, services: NodeServices, checkpoint: Path
+) -> None:
+    await services.stop()
+    try:
+        ordinary, waiting = await pods.make(), await pods.make(checkpoint.name)
+        assert (await pods.counted(ordinary))[0] == 1
+        assert "no Kybernate worker runs on this node" in await pods.refusal(waiting)
+    finally:
+        await services.start()
+
+    assert (await pods.counted(waiting))[0] > 1
+
+
+def _is_forgotten(services: NodeServices, container: str) -> Callable[[], Awaitable[bool]]:
+    async def is_forgotten() -> bool:
+        return container not in services.restored()
+
+    return is_forgotten
+
+
+async def _all_refused(pods: Pods, expected: dict[str, str]) -> None:
+    """Pods with these annotations are refused with these words, and nothing is half made."""
+    made = {await pods.make(source): words for source, words in expected.items()}
+    told = await asyncio.gather(*(pods.refusal(pod) for pod in made))
+    for words, expectation in zip(told, made.values(), strict=True):
+        assert expectation in words
+    for pod in made:
+        found = await pods.cluster.pod(pod)
+        assert not found["status"]["containerStatuses"][0]["ready"]
+    assert pods.services.leftovers() == []
+
+
+async def _crash(pods: Pods, pod: str) -> None:
+    """End the container's first process from outside, and wait for the next container."""
+    before = await _restarts(pods.cluster, pod)
+    os.kill(await pods.services.pid(pod), signal.SIGKILL)
+
+    async def has_restarted() -> bool:
+        return await _restarts(pods.cluster, pod) > before
+
+    await until(has_restarted, timeout=TIMEOUT)
+
+
+async def _restarts(cluster: Cluster, pod: str) -> int:
+    found: Any = await cluster.pod(pod)
+    return int(found["status"]["containerStatuses"][0]["restartCount"])
+
+
+async def _until_pods_can_be_made(cluster: Cluster, namespace: str) -> None:
+    async def has_account() -> bool:
+        account = ("serviceaccount", "default", "--namespace", namespace, "--ignore-not-found")
+        return bool(await cluster.kubectl("get", *account))
+
+    await until(has_account, timeout=TIMEOUT)
