@@ -1,6 +1,7 @@
 """One dump by CRIU, watched: while containerd's call is out, images or log must grow."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from schemas.orders import Target
 
 STALLED_SECONDS: Final = 120.0
 LOOK_SECONDS: Final = 1.0
+LEAST_BYTES: Final = 1024 * 1024
+"""A file system with less room is full."""
 CALL_SECONDS: Final = 24 * 3600.0
 """The job's deadline and the watch end a dump, not the call's own time-out."""
 
@@ -88,14 +91,29 @@ def _size(folders: Folders) -> int:
 
 
 async def _told(error: RuntimeProblem, folders: Folders, log: str, otherwise: str) -> Exception:
-    text = await in_thread(criu_log.read_log, folders.work, log)
     if isinstance(error, RuntimeUnavailable):
         return error
+    text = await in_thread(criu_log.read_log, folders.work, log)
+    cause = criu_log.explain(text, otherwise=otherwise)
+    if cause.reason == otherwise and (full := await in_thread(_full, folders)):
+        return Refused(
+            reasons.DISK_FULL,
+            f"the file system of {full} is full\n{cause}",
+            advice="Free space, delete checkpoints, or move the store to a larger file system.",
+        )
     if text:
-        cause = criu_log.explain(text, otherwise=otherwise)
         return Refused(cause.reason, str(cause), advice=cause.advice)
     return Refused(
         otherwise,
         f"CRIU left no log; containerd says: {error}",
         advice="See that CRIU is installed where containerd finds it, and passes `criu check`.",
     )
+
+
+def _full(folders: Folders) -> Path | None:
+    """The folder without room: CRIU may not have been able to write even that into its log."""
+    for folder in (folders.images, folders.work):
+        room = os.statvfs(folder)
+        if room.f_bavail * room.f_frsize < LEAST_BYTES:
+            return folder
+    return None

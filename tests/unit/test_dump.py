@@ -92,6 +92,17 @@ async def test_a_failure_in_the_words_of_the_log(shop: Workshop, tmp_path: Path)
     assert "unsupported id" in told.value.failure.message
 
 
+async def test_a_full_disk_that_the_log_could_not_tell(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.start()
+    shop.runtime.make_undumpable("c1", "(00.01) Error (criu/cr-dump.c:1): Dumping FAILED.\n")
+    monkeypatch.setattr("node_worker.dump.LEAST_BYTES", 1 << 62)
+    with pytest.raises(Refused, match="is full") as told:
+        await dump(shop.runtime, target(), options(tmp_path), grown=lambda _: None)
+    assert told.value.failure.reason == reasons.DISK_FULL
+
+
 async def test_containerd_that_goes_away_is_told_as_that(shop: Workshop, tmp_path: Path) -> None:
     await shop.start()
     shop.runtime.fail("checkpoint", RuntimeUnavailable("gone"))
