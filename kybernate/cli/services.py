@@ -35,6 +35,18 @@ _tls_cert = settings.option(
     "--tls-cert", env="TLS_CERT", type=_file, help="Certificate of the REST API, PEM."
 )
 _tls_key = settings.option("--tls-key", env="TLS_KEY", type=_file, help="Its key, PEM.")
+_kubernetes = settings.option(
+    "--kubernetes",
+    env="CUSTOM_RESOURCES",
+    is_flag=True,
+    help="Take KybernateCheckpoint and KybernateRestore resources as requests.",
+)
+_kubeconfig = settings.option(
+    "--kubeconfig",
+    env="KUBECONFIG",
+    type=_file,
+    help="How the API server is reached; default: as a pod of the cluster, or as kubectl does.",
+)
 _socket = click.Path(dir_okay=False, path_type=Path)
 _node = settings.option(
     "--node",
@@ -79,6 +91,8 @@ _runtime_state = settings.option(
 @_tokens
 @_tls_cert
 @_tls_key
+@_kubernetes
+@_kubeconfig
 @settings.bus
 @settings.service
 def controller(**given: Any) -> None:
@@ -91,6 +105,8 @@ def controller(**given: Any) -> None:
         tokens=given["tokens"],
         tls_cert=given["tls_cert"],
         tls_key=given["tls_key"],
+        kubernetes=given["kubernetes"],
+        kubeconfig=given["kubeconfig"],
         bus=settings.bus_settings(given),
     )
     _run("kybernate-controller", given, app.run(chosen))
