@@ -113,10 +113,11 @@ async def goes_its_way(host: Host, output: Pipe, id: str) -> None:
 
 async def test_a_container_resumes_where_it_was(host: Host, output: Pipe, worker: Restores) -> None:
     was_at = await count_and_dump(host, output, worker)
-    host.bundle("again", RESUMED)
+    host.bundle("again", RESUMED, memory=64 << 20)
     said = await host.create("again", output)
     assert said.code == 0, host.log.read_text()
     assert int((host.home / "again.pid").read_text()) > 0
+    assert host.memory_limit("again") == 64 << 20
     said = await host.call("start", "again")
     assert said.code == 0, said.stderr
     numbers = await output.counted(was_at + 5)

@@ -91,7 +91,9 @@ class Host:
         lines = (f"{name}='{value}'\n" for name, value in values.items())
         (self.home / "kybernate-runc.conf").write_text("".join(lines))
 
-    def bundle(self, id: str, annotations: Mapping[str, str] = {}) -> Path:
+    def bundle(
+        self, id: str, annotations: Mapping[str, str] = {}, *, memory: int | None = None
+    ) -> Path:
         folder = self.home / "bundles" / id
         (folder / "rootfs").mkdir(parents=True)
         fill_busybox(folder / "rootfs", self.busybox)
@@ -101,7 +103,8 @@ class Host:
             busybox=self.busybox,
             criu_config=self.home / "criu.conf",
         )
-        value: dict[str, Any] = msgspec.json.decode(spec(COUNTING, place).value)
+        workload = msgspec.structs.replace(COUNTING, memory_bytes=memory)
+        value: dict[str, Any] = msgspec.json.decode(spec(workload, place).value)
         value["annotations"].update(annotations)
         (folder / "config.json").write_bytes(msgspec.json.encode(value))
         return folder
@@ -119,6 +122,17 @@ class Host:
         return await self.call(
             "create", "--bundle", str(bundle), "--pid-file", str(pid_file), id, output=output
         )
+
+    def memory_limit(self, id: str) -> int:
+        """What the kernel lets the container have."""
+        cgroup = f"{leftovers.cgroup_parent(self.home)}/{id}".lstrip("/")
+        hierarchies = (leftovers.CGROUPS / "memory" / cgroup, leftovers.CGROUPS / cgroup)
+        files = [
+            folder / name
+            for folder in hierarchies
+            for name in ("memory.limit_in_bytes", "memory.max")
+        ]
+        return int(next(file for file in files if file.exists()).read_text())
 
     async def status(self, id: str) -> str:
         said = await self.call("state", id)

@@ -184,6 +184,18 @@ def test_the_wrapper_is_told_of_the_nodes_runc(
     assert f"RUNC='{gpu}'\n" in (bin_ / "kybernate-gpu-runc.conf").read_text()
 
 
+def test_the_sample_of_the_settings_has_what_the_installer_writes(tree: Tree) -> None:
+    standard(tree)
+    tree.call("install")
+    sample = Path(__file__).parents[2] / "deploy/runtime/kybernate-runc.conf"
+    written = tree.root / "opt/kybernate/bin/kybernate-runc.conf"
+    names = [
+        [line.partition("=")[0] for line in path.read_text().splitlines() if line[:1].isupper()]
+        for path in (sample, written)
+    ]
+    assert names[0] == names[1]
+
+
 def test_criu_is_copied_with_its_libraries_and_removed(tree: Tree, tmp_path: Path) -> None:
     standard(tree)
     criu = tree.root / "elsewhere"
