@@ -2,18 +2,20 @@
 
 The same call goes to runc and through the wrapper by turns: `--version`, `state` of a container
 that there is not, and `create` of a bundle without root filesystem: there the wrapper looks for the
-annotation. Medians; the last line is JSON.
+annotation. Medians, of the overhead over the pairs; the last line is JSON. On a busy machine every
+process waits for its turn: the CPU's own time tells then what the clock cannot.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,28 +29,41 @@ WARM_UP = 5
 TO_REACH_MS = 3.0
 
 
-def milliseconds(program: Path, arguments: Sequence[str]) -> float:
-    """One call as a shim makes it, until it has ended."""
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """One call as a shim makes it, until it has ended: milliseconds of the clock and of the CPU."""
+
+    wall: float
+    cpu: float
+
+
+def call(program: Path, arguments: Sequence[str]) -> Taken:
     nowhere = subprocess.DEVNULL
-    began = time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([program, *arguments], stdout=nowhere, stderr=nowhere, check=False, timeout=60)
-    return 1000 * (time.perf_counter() - began)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Taken(wall=1000 * wall, cpu=1000 * cpu)
 
 
 def alternate(rounds: int, runc: Path, wrapper: Path, arguments: Sequence[str]) -> dict[str, float]:
-    times: dict[Path, list[float]] = {runc: [], wrapper: []}
+    taken: dict[Path, list[Taken]] = {runc: [], wrapper: []}
     for number in range(rounds + WARM_UP):
         order = (runc, wrapper) if number % 2 else (wrapper, runc)
         for program in order:
-            taken = milliseconds(program, arguments)
-            if number >= WARM_UP:
-                times[program].append(taken)
-    bare, through = (statistics.median(times[program]) for program in (runc, wrapper))
+            taken[program].append(call(program, arguments))
+    bare, through = (taken[program][WARM_UP:] for program in (runc, wrapper))
     return {
-        "runc_ms": round(bare, 3),
-        "wrapper_ms": round(through, 3),
-        "overhead_ms": round(through - bare, 3),
+        "runc_ms": median(one.wall for one in bare),
+        "wrapper_ms": median(one.wall for one in through),
+        "overhead_ms": median(two.wall - one.wall for one, two in zip(bare, through, strict=True)),
+        "overhead_cpu_ms": median(
+            two.cpu - one.cpu for one, two in zip(bare, through, strict=True)
+        ),
     }
+
+
+def median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
 
 
 def installed(folder: Path, stack: Stack) -> Path:
@@ -98,7 +113,9 @@ def main() -> None:
         result = measure(rounds, Path(folder))
     for name, line in result.items():
         print(f"{name:<8} " + "   ".join(f"{key} {value:7.3f}" for key, value in line.items()))
-    worst = max(line["overhead_ms"] for line in result.values())
+    worst, worst_cpu = (
+        max(line[name] for line in result.values()) for name in ("overhead_ms", "overhead_cpu_ms")
+    )
     print(
         json.dumps(
             {
@@ -106,6 +123,7 @@ def main() -> None:
                 "rounds": rounds,
                 "calls": result,
                 "overhead_ms": worst,
+                "overhead_cpu_ms": worst_cpu,
                 "to_reach_ms": TO_REACH_MS,
                 "reached": worst <= TO_REACH_MS,
             }
