@@ -184,6 +184,9 @@ class Restores:
 
     async def _facts(self, of: KybernateRestore) -> CheckpointFacts | Refusal:
         """The checkpoint, when it can be restored now."""
+        if not of.spec.gpu.enabled:
+            words = "spec.gpu.enabled: false is not served yet; leave it out"
+            return Refusal(reason=conditions.NOT_SERVED, message=words)
         found = self._checkpoints.get((of.metadata.namespace, of.spec.checkpoint_ref))
         named = None if found is None else msgspec.convert(found, KybernateCheckpoint)
         checkpoint = referred(of.spec, named)
@@ -220,7 +223,8 @@ class Restores:
             try:
                 return await self._make(of)
             except Taken:  # another controller was faster
-                pod = await self._means.kube.get(PODS, at.namespace, name)
+                if (pod := await self._means.kube.get(PODS, at.namespace, name)) is None:
+                    raise
         return _ours(of, pod)
 
     async def _tell_end(self, of: KybernateRestore, pod: Json, told: RestoreStatus) -> None:
