@@ -14,10 +14,18 @@ import pytest_asyncio
 
 from kybernate.embedded.kubernetes.cluster import Cluster
 from kybernate.embedded.kubernetes.waiting import until
+from kybernate.embedded.leftovers import CGROUPS
 from tests.support.cluster_pods import counting_pod, loops
 from tests.support.node_services import NodeServices, container_of
 
 TIMEOUT = 90.0
+MEMORY = 64
+LOOK = """
+cat /settings/colour /secrets/word; echo
+(cd /var/run/secrets/kubernetes.io/serviceaccount && ls token)
+echo new >/shared/file && cat /shared/file
+touch /forbidden 2>/dev/null || echo read-only
+"""
 UNKNOWN = "0b54f2a6-4d2c-4d5e-9f86-1a7c2f0f3c11"
 
 
@@ -33,7 +41,6 @@ class Pods:
         self, source: str | Path = "", *, container: str = "counter", **more: str
     ) -> str:
         name = f"test-{secrets.token_hex(4)}"
-        self._names.append(name)
         node = self.services.node.name
         pod = counting_pod(name, node=node, runtime_class="kybernate")
         annotations = {f"kybernate.io/{key}": value for key, value in more.items()}
@@ -41,6 +48,12 @@ class Pods:
             annotations["kybernate.io/restore-from"] = str(source)
         pod["metadata"]["annotations"] = annotations
         pod["spec"]["containers"][0]["name"] = container
+        return await self.apply(pod)
+
+    async def apply(self, pod: dict[str, Any]) -> str:
+        """Make it; it is deleted after the test."""
+        name = str(pod["metadata"]["name"])
+        self._names.append(name)
         await self.cluster.apply(pod)
         return name
 
@@ -233,6 +246,33 @@ async def test_another_namespaces_checkpoint_looks_like_none(
         await cluster.kubectl("delete", "namespace", space)
 
 
+async def test_the_live_pods_volumes_limits_user_and_probes_hold(
+    pods: Pods, services: NodeServices
+) -> None:
+    cluster = services.cluster
+    settings = f"test-{secrets.token_hex(4)}"
+    await cluster.kubectl("create", "configmap", settings, "--from-literal=colour=green")
+    await cluster.kubectl("create", "secret", "generic", settings, "--from-literal=word=open")
+    try:
+        first = await pods.apply(_furnished(services, settings))
+        await pods.counted(first)
+        folder = await services.checkpoint(first)
+        await pods.gone(first)
+        await cluster.kubectl("delete", "configmap", settings)
+        await cluster.kubectl("create", "configmap", settings, "--from-literal=colour=red")
+
+        second = await pods.apply(_furnished(services, settings, folder.name))
+
+        assert (await pods.counted(second))[0] > 1
+        await until(_is_ready(cluster, second), timeout=TIMEOUT)
+        told = await cluster.kubectl("exec", second, "--", "sh", "-c", LOOK)
+        assert told.split() == ["redopen", "token", "new", "read-only"]
+        assert _memory_limit(await services.pid(second)) == MEMORY << 20
+        shutil.rmtree(folder)
+    finally:
+        await cluster.kubectl("delete", "configmap,secret", settings)
+
+
 async def test_a_container_of_another_name_is_refused(pods: Pods, checkpoint: Path) -> None:
     told = await pods.refusal(await pods.make(checkpoint.name, container="other"))
 
@@ -251,6 +291,47 @@ async def test_without_a_worker_ordinary_pods_start_and_others_wait_for_it(
         await services.start()
 
     assert (await pods.counted(waiting))[0] > 1
+
+
+def _furnished(services: NodeServices, settings: str, source: str = "") -> dict[str, Any]:
+    """A pod with a bit of everything that pods have."""
+    name = f"test-{secrets.token_hex(4)}"
+    pod = counting_pod(name, node=services.node.name, runtime_class="kybernate")
+    if source:
+        pod["metadata"]["annotations"] = {"kybernate.io/restore-from": source}
+    pod["spec"]["volumes"] = [
+        {"name": "settings", "configMap": {"name": settings}},
+        {"name": "secrets", "secret": {"secretName": settings}},
+        {"name": "shared", "emptyDir": {}},
+    ]
+    (container,) = pod["spec"]["containers"]
+    container["volumeMounts"] = [
+        {"name": name, "mountPath": f"/{name}"} for name in ("settings", "secrets", "shared")
+    ]
+    container["securityContext"] = {"readOnlyRootFilesystem": True}
+    container["resources"] = {"limits": {"memory": f"{MEMORY}Mi"}}
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 1}
+    container |= {"livenessProbe": probe, "readinessProbe": probe}
+    return pod
+
+
+def _memory_limit(pid: int) -> int:
+    """Of the process's cgroup, as the host sees it."""
+    lines = [line.split(":") for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    paths = {names: path.removeprefix("/") for _, names, path in lines}
+    if "memory" in paths:
+        file = CGROUPS / "memory" / paths["memory"] / "memory.limit_in_bytes"
+    else:
+        file = CGROUPS / paths[""] / "memory.max"
+    return int(file.read_text())
+
+
+def _is_ready(cluster: Cluster, pod: str) -> Callable[[], Awaitable[bool]]:
+    async def is_ready() -> bool:
+        found = await cluster.pod(pod)
+        return bool(found["status"]["containerStatuses"][0]["ready"])
+
+    return is_ready
 
 
 def _is_forgotten(services: NodeServices, container: str) -> Callable[[], Awaitable[bool]]:
