@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 OPEN_SECONDS: Final = 30.0
 """How often what stayed open is taken up again."""
 PRUNE_SECONDS: Final = 3600.0
+CLEAR_SECONDS: Final = 300.0
 KEPT_SECONDS: Final = 7 * 24 * 3600.0
 LAST_WORDS_SECONDS: Final = 5.0
 
@@ -118,7 +119,9 @@ async def _serve(stack: contextlib.AsyncExitStack, bus: Bus, means: Means, jobs:
     registration.recovered = True
     await registration.beat()
     if means.settings.pods:
-        await stack.enter_async_context(doorway(means.settings.runtime_state, Restores(means)))
+        restores = Restores(means)
+        await stack.enter_async_context(doorway(means.settings.runtime_state, restores))
+        _background(stack, _clearing_up(restores), "clearing up after pods")
     _background(stack, registration.run_announcing(), "announcing")
     _background(stack, _settling(jobs), "settling")
     _background(stack, _pruning(means.ledger), "pruning")
@@ -147,6 +150,10 @@ async def _pruning(ledger: Ledger) -> None:
         ledger.prune(time.time() - KEPT_SECONDS)
 
     await tasks.for_ever(prune, name="pruning the ledger", pause=PRUNE_SECONDS)
+
+
+async def _clearing_up(restores: Restores) -> None:
+    await tasks.for_ever(restores.clear_up, name="clearing up after pods", pause=CLEAR_SECONDS)
 
 
 async def _stop(jobs: Jobs, reporter: Reporter) -> None:

@@ -88,7 +88,15 @@ class Restores:
         """Drop what was staged; also for a container that is not known (any more)."""
         await criu_process.end_in(self._work(request.container))
         await in_thread(self._drop, request.container)
-        await self._drop_old_marks()
+
+    async def clear_up(self) -> None:
+        """Drop what belongs to containers and pods that are no more: nobody has told of them."""
+        for folder in await in_thread(_paths_in, self._folder):
+            if not await self._is_there(folder.name):
+                await self.gone(GoneTold(container=folder.name))
+        for mark in await in_thread(_paths_in, self._marks):
+            if not await self._is_there(mark.name.partition(".")[0]):
+                mark.unlink(missing_ok=True)
 
     async def _staged(
         self, request: RestoreAsked, wish: Wish, folder: Path, manifest: Manifest
@@ -179,19 +187,15 @@ class Restores:
         self._means.store.discard_scratch(id)
         folders.remove(self._folder / id)
 
-    # containers that came back once
-
     def _mark(self, sandbox: str, container_name: str) -> Path:
         return self._marks / f"{sandbox}.{container_name}"
 
-    async def _drop_old_marks(self) -> None:
-        """Of pods that are no more."""
-        for mark in await in_thread(_files, self._marks):
-            sandbox = mark.name.partition(".")[0]
-            try:
-                await self._means.runtime.container(PODS, sandbox)
-            except NotFound:
-                mark.unlink(missing_ok=True)
+    async def _is_there(self, id: str) -> bool:
+        try:
+            await self._means.runtime.container(PODS, id)
+        except NotFound:
+            return False
+        return True
 
 
 def _is_wanted(manifest: Manifest, wish: Wish) -> bool:
@@ -214,7 +218,7 @@ def _make_mark(mark: Path) -> None:
     mark.touch(mode=0o600)
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def _paths_in(folder: Path) -> tuple[Path, ...]:
     return tuple(folder.iterdir()) if folder.is_dir() else ()
 
 

@@ -187,6 +187,29 @@ async def test_another_namespace_finds_nothing(kubelet: Kubelet, namespace: str)
     assert (await refused(kubelet, request)).failure.reason == reasons.CHECKPOINT_MISSING
 
 
+async def test_what_nobody_has_told_of_is_cleared_up(kubelet: Kubelet) -> None:
+    checkpoint = await kubelet.checkpointed()
+    await kubelet.restores.restore(await kubelet.ask(checkpoint))
+    await kubelet.restores.clear_up()
+    assert kubelet.leftovers(), "the container is there"
+    await kubelet.shop.runtime.delete_container(PODS, "new")
+
+    await kubelet.restores.clear_up()
+
+    assert kubelet.leftovers() == []
+
+
+async def test_a_pod_is_forgotten_when_it_is_no_more(kubelet: Kubelet) -> None:
+    checkpoint = await kubelet.checkpointed()
+    await kubelet.restores.restore(await kubelet.ask(checkpoint))
+    await kubelet.runs()
+
+    await kubelet.restores.clear_up()
+
+    again = await kubelet.ask(checkpoint, "again")
+    assert await kubelet.restores.restore(again) is not None
+
+
 async def test_a_start_that_nobody_knows_of_is_told(kubelet: Kubelet) -> None:
     with pytest.raises(Refused, match="knows nothing"):
         await kubelet.runs()
