@@ -10,13 +10,22 @@ from kybernate.embedded.demo import DemoFailed
 from kybernate.embedded.host import AlreadyUp
 from kybernate.embedded.nats_server import NatsServerFailed
 from kybernate.embedded.stack import StackMissing
+from kybernate.problems import CannotServe
 from node_worker.alone import NodeTaken
 from node_worker.containerd.port import RuntimeUnavailable
 from node_worker.ledger import LedgerUnusable
 
 REFUSED = (AlreadyUp, NodeTaken, CannotCount)
 UNREACHABLE = (BusProblem, RuntimeUnavailable)
-FAILED = (ContainerdFailed, DemoFailed, LedgerUnusable, NatsServerFailed, StackMissing, OSError)
+FAILED = (
+    CannotServe,
+    ContainerdFailed,
+    DemoFailed,
+    LedgerUnusable,
+    NatsServerFailed,
+    StackMissing,
+    OSError,
+)
 
 
 def in_words(error: BaseException) -> Stop | None:
