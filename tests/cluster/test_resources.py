@@ -1,5 +1,8 @@
 """Custom resources against a real API server: what they lead to, and what they say of it."""
 
+import asyncio
+import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from controller.kube.client import CHECKPOINTS, PODS, RESTORES
 from kybernate.embedded.kubernetes.cluster import Cluster
 from schemas import reasons
 from tests.support import kube_world
+from tests.support.controllers import until
 from tests.support.fake_worker import failure
 from tests.support.kube_world import World, condition, settle, world
 
@@ -261,6 +265,24 @@ async def test_the_checkpoint_of_another_namespace_is_refused(
         status = await other.in_phase(RESTORES, "back", "Failed")
 
         assert condition(status, "Stalled")["reason"] == "CheckpointOfAnotherNamespace"
+
+
+async def test_controllers_go_on_after_the_api_server_was_killed(
+    own_cluster: Cluster, folder: Path
+) -> None:
+    assert own_cluster.control_plane
+    server = own_cluster.control_plane.daemons["kube-apiserver"]
+    theirs = await kube_world.install(own_cluster, folder)
+    async with world(own_cluster, theirs) as place, place.controllers():
+        await completed(place, leaveRunning=True)
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, server.pid), lambda pid: pid is None)
+        server.start()
+        await own_cluster.control_plane.ready()
+
+        await place.checkpoint("second", podName="counter")
+        await place.in_phase(CHECKPOINTS, "second", "Completed")
 
 
 async def delete(place: World, name: str) -> None:
