@@ -160,6 +160,8 @@ def worker(**given: Any) -> None:
 )
 @_pods
 @_runtime_state
+@_kubernetes
+@_kubeconfig
 @settings.service
 def up(**given: Any) -> None:
     """Run NATS, controller, worker and a private containerd in one process, for this host."""
@@ -175,6 +177,8 @@ def up(**given: Any) -> None:
         containerd=given["containerd"],
         pods=given["pods"],
         runtime_state=given["runtime_state"],
+        kubernetes=given["kubernetes"],
+        kubeconfig=given["kubeconfig"],
     )
     _run("kybernate", given, host.run(chosen))
 

@@ -41,6 +41,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     gpu_argument: str = ""
     pods: bool = False
     runtime_state: Path = DEFAULT_RUNTIME_STATE
+    kubernetes: bool = False
+    kubeconfig: Path | None = None
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +87,13 @@ async def all_in_one(settings: HostSettings) -> AsyncIterator[Host]:
 
 @contextlib.asynccontextmanager
 async def _controller(settings: HostSettings, bus: BusSettings) -> AsyncIterator[str]:
-    controller = ControllerSettings(listen=settings.listen, tokens=settings.tokens, bus=bus)
+    controller = ControllerSettings(
+        listen=settings.listen,
+        tokens=settings.tokens,
+        kubernetes=settings.kubernetes,
+        kubeconfig=settings.kubeconfig,
+        bus=bus,
+    )
     async with (
         connect(bus, name="kybernate-controller") as link,
         controller_app.serving(controller, link) as url,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kybernate.embedded.kubernetes.cluster import Cluster
+from kybernate.embedded.kubernetes.commands import Word
 from kybernate.embedded.kubernetes.daemons import Daemon
 from kybernate.embedded.kubernetes.node import Node
 from kybernate.embedded.kubernetes.waiting import until
@@ -17,7 +18,8 @@ START_TIMEOUT = 60.0
 class NodeServices:
     """NATS, controller and worker of one node, which brings pods' containers back."""
 
-    def __init__(self, cluster: Cluster, number: int = 1) -> None:
+    def __init__(self, cluster: Cluster, number: int = 1, *more: Word) -> None:
+        """`more`: options of `kybernate up`."""
         self.cluster = cluster
         self.node: Node = cluster.node(number)
         self.state = self.node.home / "kybernate"
@@ -28,7 +30,7 @@ class NodeServices:
             home=self.node.home,
             command=self.node.inside(
                 *(PROGRAM, "up", "--pods", "--state", self.state, "--node", self.node.name),
-                *("--containerd", "/run/containerd/containerd.sock"),
+                *("--containerd", "/run/containerd/containerd.sock", *more),
             ),
             env=self.node.environment,
         )
