@@ -9,6 +9,7 @@ other files are hashed by `finish`, which must be called when nobody writes any 
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -38,7 +39,9 @@ class Follower:
     def start(self, folder: Path) -> None:
         """Follow the page files that appear in the folder's images; returns at once."""
         self._folder = folder
-        self._thread = threading.Thread(target=self._follow, name="store-follower", daemon=True)
+        self._thread = threading.Thread(
+            target=_follow, args=(weakref.ref(self), self._over), name="store-follower", daemon=True
+        )
         self._thread.start()
 
     def finish(self) -> tuple[FileEntry, ...]:
@@ -70,12 +73,13 @@ class Follower:
         if self._thread is not None:
             self._thread.join()
 
-    def _follow(self) -> None:
+    def look(self) -> None:
+        """One round; a problem ends the following and is told by `finish`."""
         try:
-            while not self._over.wait(_POLL_SECONDS):
-                self._round()
+            self._round()
         except BaseException as error:  # noqa: BLE001 - told by finish, in the caller's thread
             self._problem = error
+            self._over.set()
 
     def _round(self) -> None:
         for path in (self._folder / IMAGES_FOLDER).glob(_PAGES):
@@ -105,6 +109,15 @@ class Follower:
         wait(works)
         for work in works:
             work.result()
+
+
+def _follow(following: weakref.ref[Follower], over: threading.Event) -> None:
+    """Round after round, for as long as somebody still holds the follower."""
+    while not over.wait(_POLL_SECONDS):
+        if (follower := following()) is None:
+            return
+        follower.look()
+        del follower
 
 
 class _Followed:

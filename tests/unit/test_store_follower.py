@@ -1,3 +1,4 @@
+import gc
 import os
 import threading
 import time
@@ -125,3 +126,17 @@ def test_stopping_ends_the_threads_and_closes_the_files(tmp_path: Path) -> None:
     follower.stop()
     follower.stop()
     assert (threading.active_count(), open_files()) == before
+
+
+def test_a_forgotten_one_ends_its_thread(tmp_path: Path) -> None:
+    (tmp_path / IMAGES_FOLDER).mkdir()
+    follower = Follower()
+    follower.start(tmp_path)
+    thread = follower._thread
+    assert thread is not None
+
+    del follower
+    gc.collect()
+
+    thread.join(timeout=30)
+    assert not thread.is_alive()
