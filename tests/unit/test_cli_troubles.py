@@ -1,26 +1,28 @@
 """What is wrong with a service's surroundings reaches its user in words, never as a trace."""
 
-import socket
+import pytest
 
-from click.testing import CliRunner
-
-from kybernate.cli.program import program
-
-
-def test_an_address_in_use_is_told_with_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        given = ["controller", "--listen", listen, "--nats", "nats://127.0.0.1:1"]
-        result = CliRunner().invoke(program, given)
-
-    assert result.exit_code == 1
-    assert f"cannot listen on {listen}" in result.output
-    assert "--listen" in result.output
-    assert "Traceback" not in result.output
+from kybernate.bus import BusUnavailable
+from kybernate.cli.exits import Failed, Refused, Stop, Unreachable
+from kybernate.cli.troubles import in_words
+from kybernate.problems import CannotServe
+from node_worker.alone import NodeTaken
 
 
-def test_an_address_that_is_none_is_told() -> None:
-    result = CliRunner().invoke(program, ["controller", "--listen", "nowhere"])
+@pytest.mark.parametrize(
+    ("error", "stop"),
+    [
+        (CannotServe("the address is in use"), Failed),
+        (NodeTaken("there is another worker"), Refused),
+        (BusUnavailable("no servers"), Unreachable),
+    ],
+)
+def test_each_trouble_ends_in_its_words_and_exit_code(error: Exception, stop: type[Stop]) -> None:
+    told = in_words(ExceptionGroup("tasks", [error]))
 
-    assert result.exit_code == 1
-    assert "HOST:PORT" in result.output
+    assert isinstance(told, stop)
+    assert str(error) in str(told)
+
+
+def test_a_fault_of_the_program_keeps_its_trace() -> None:
+    assert in_words(ExceptionGroup("tasks", [CannotServe("this"), KeyError("that")])) is None
