@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 RUN_SEQUENCES: Final = 1_000_000
 LAST_SEQUENCE: Final = 2**31 - 1
 BATCH: Final = 128
+STEPS_WAIT_SECONDS: Final = 0.05
+"""How long an event about a step waits for others to travel with; nobody watches more closely."""
 WAITING: Final = 2048
 """Step events kept while the server is away; older ones are dropped."""
 HINTS: Final = frozenset({EventKind.ACCEPTED, EventKind.STEP_STARTED, EventKind.PROGRESS})
@@ -44,6 +46,7 @@ class Reporter:
         self._steps: deque[JobEvent] = deque(maxlen=WAITING)
         self._wake = asyncio.Event()
         self._wake.set()  # what an earlier process has left untold
+        self._later: asyncio.TimerHandle | None = None
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     def listener(self, job: Job, run: int) -> "JobListener":
@@ -75,6 +78,12 @@ class Reporter:
 
     def _take(self, event: JobEvent) -> None:
         self._steps.append(event)
+        if self._later is None:
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(STEPS_WAIT_SECONDS, self._steps_have_waited)
+
+    def _steps_have_waited(self) -> None:
+        self._later = None
         self.wake()
 
     async def _round(self) -> None:
