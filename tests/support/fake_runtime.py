@@ -268,9 +268,13 @@ class FakeRuntime:
         if log := self._undumpable.get(id):
             (Path(options.work_path) / "dump.log").write_text(log)
             raise RuntimeFailed("Checkpoint: criu failed: type NOTIFY errno 0")
+        status = task.status
+        task.become(TaskStatus.PAUSED)
         _dump(options, task.count())
         if options.exit:
             task.end(KILLED)
+        else:
+            task.become(status)
         _raise(lost)
 
     async def snapshot(self, namespace: str, snapshotter: str, key: str) -> Snapshot:
