@@ -200,6 +200,7 @@ class Ledger:
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA busy_timeout = 5000")
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one worker per state folder
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
