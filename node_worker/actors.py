@@ -5,6 +5,7 @@ keep things in itself from one step to the next: after a crash nothing in front 
 on. What undoing, or going on behind the commit, needs to know stands in the notes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -54,7 +55,7 @@ class Step(msgspec.Struct, Generic[N], frozen=True, kw_only=True):
     """It can take a while, and can be called off in the middle."""
 
 
-class StepActor(Generic[N]):
+class StepActor(ABC, Generic[N]):
     """An actor made of its steps."""
 
     def __init__(self, notes: type[N], steps: tuple[Step[N], ...], *, commit: str) -> None:
@@ -70,8 +71,10 @@ class StepActor(Generic[N]):
     async def undo(self, step: str, notes: N) -> None:
         await self._steps[step].undo(notes)
 
+    @abstractmethod
     async def landed(self, notes: N, /) -> bool:
-        raise NotImplementedError
+        """Whether the commit step took effect."""
 
+    @abstractmethod
     async def result(self, notes: N, /) -> Result:
-        raise NotImplementedError
+        """What the committed job has brought about."""

@@ -208,15 +208,18 @@ def file_locks() -> Iterator[None]:
     fcntl.lockf(ranged, fcntl.LOCK_EX, 10, 5)
     yield
     while True:
-        with path.open("r+b") as other:
-            try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
-                raise AssertionError("the flock is lost")
+        expect(_locked_for_another_file(path), "the flock is lost")
         expect(_locked_for_a_child(Path("/var/tmp/ranged")), "the POSIX lock is lost")
         yield
+
+
+def _locked_for_another_file(path: Path) -> bool:
+    with path.open("r+b") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _locked_for_a_child(path: Path) -> bool:
