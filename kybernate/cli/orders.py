@@ -2,14 +2,16 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from kybernate.cli import options, text, trace
 from kybernate.cli.connection import Connection
-from kybernate.cli.exits import Failed, Interrupted, Stop, failed
+from kybernate.cli.exits import Failed, Interrupted, Refused, Stop, failed
 from kybernate.cli.progress import display
 from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed, Restored
@@ -31,6 +33,8 @@ _timeout = click.option(
     help="Seconds that the action may take; after that nothing is committed any more.",
 )
 _node = click.option("--node", help="Default: the node that has it.")
+_NOT_FOR_CONTAINERS = ("kubeconfig",)
+_NOT_FOR_PODS = ("node", "place", "outside_tcp", "independent_gpu_processes", "servers", "token")
 
 
 def _ordering(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,14 +44,23 @@ def _ordering(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("container")
+@click.argument("container", required=False)
+@click.option(
+    "--pod", metavar="NAME", help="A pod of Kubernetes instead, by a KybernateCheckpoint."
+)
 @click.option(
     "--namespace",
     "-n",
     default=DEFAULT_NAMESPACE,
     show_default=True,
-    help="containerd's namespace of the container.",
+    help="containerd's namespace of the container; with --pod the pod's in Kubernetes.",
 )
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --pod: how the API server is reached; default: as kubectl does.",
+)
+@click.option("--dest", hidden=True)
 @_node
 @click.option(
     "--place",
@@ -70,12 +83,20 @@ def _ordering(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Vouch that the container's CUDA processes share no GPU memory with each other.",
 )
 @_ordering
-def checkpoint(**given: Any) -> None:
+@click.pass_context
+def checkpoint(context: click.Context, /, **given: Any) -> None:
     """Checkpoint CONTAINER and stop it, or let it run on with --leave-running.
 
-    Prints the id of the checkpoint, which `kybernate restore` takes.
+    With --pod a pod of Kubernetes, which is deleted once its state is durable. Prints the id of
+    the checkpoint, which `kybernate restore` and the annotation kybernate.io/restore-from take.
     """
-    _order(_request(CheckpointRequest, given), given)
+    _check_subject(context, given)
+    if given["pod"] is None:
+        _order(_request(CheckpointRequest, given), given)
+        return
+    from kybernate.cli import pods  # noqa: PLC0415 - Kubernetes' client is slow to import
+
+    pods.checkpoint(given["pod"], given)
 
 
 @click.command()
@@ -126,6 +147,23 @@ def cancel(action: str, **given: Any) -> None:
             f"action {seen.id} was not cancelled, it had ended: {seen.state}",
             f"see `kybernate describe action {seen.id}`",
         )
+
+
+def _check_subject(context: click.Context, given: dict[str, Any]) -> None:
+    if given["dest"] is not None:
+        raise Refused(
+            "--dest is not served: a checkpoint lies on its node below the worker's --checkpoints, "
+            "in a folder named by its id",
+            "leave --dest out; the id that is printed is what a restore asks for",
+        )
+    if (given["container"] is None) is (given["pod"] is None):
+        raise click.UsageError("name either a CONTAINER or, with --pod, a pod")
+    alien = _NOT_FOR_CONTAINERS if given["pod"] is None else _NOT_FOR_PODS
+    for name in alien:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            rule = "goes only with" if given["pod"] is None else "does not go with"
+            raise click.UsageError(f"{option} {rule} --pod")
 
 
 def _mapping(pairs: Sequence[str]) -> dict[str, str]:

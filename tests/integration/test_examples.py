@@ -17,7 +17,7 @@ async def test_the_cycle_by_hand(folder: Path) -> None:
     arguments = ("up", "--state", str(state), "--listen", "127.0.0.1:0")
     async with service(folder / "up.log", *arguments) as host:
         env = {**os.environ, "KYBERNATE_SERVER": await url_of(host)}
-        script = ROOT / "examples/cycle/cycle.sh"
+        script = ROOT / "examples/one_host/cycle.sh"
         process = await asyncio.create_subprocess_exec(
             script, state, env=env, stdout=PIPE, stderr=STDOUT
         )

@@ -1,14 +1,14 @@
 #!/bin/sh
 # The whole cycle by hand, with `kybernate up` running: start, checkpoint, resume, delete.
 #
-#   examples/cycle/cycle.sh [STATE FOLDER OF `kybernate up`]
+#   examples/one_host/cycle.sh [STATE FOLDER OF `kybernate up`]
 set -eu
 cd "$(dirname "$0")/../.."
 state=${1:-/var/lib/kybernate}
 PATH=$PWD/.venv/bin:$PATH
 name=counter-$$
 
-log=$(python examples/cycle/start.py --state "$state" "$name")
+log=$(python examples/one_host/start.py --state "$state" "$name")
 sleep 1
 
 checkpoint=$(kybernate checkpoint "$name" --namespace kybernate --output json |

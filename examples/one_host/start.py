@@ -1,6 +1,6 @@
 """Start a container in the private containerd of a running `kybernate up`.
 
-    .venv/bin/python examples/cycle/start.py [--state /var/lib/kybernate] NAME [PROGRAM ARGUMENT…]
+    python examples/one_host/start.py [--state /var/lib/kybernate] NAME [PROGRAM ARGUMENT…]
 
 Without a program it is a shell that counts and holds a random token in its memory. Its root
 filesystem is busybox. Prints the file that its output goes to.
