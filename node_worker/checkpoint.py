@@ -25,6 +25,7 @@ from node_worker.holding import HeldNotes, Holding
 from node_worker.host import with_criu
 from node_worker.surroundings import numbered_inside
 from node_worker.threads import in_thread
+from node_worker.volumes import Capture
 from node_worker.watches import named_watches
 from schemas import reasons
 from schemas.manifest import (
@@ -55,6 +56,7 @@ class CheckpointActor(StepActor[HeldNotes]):
         self._parent = ""
         self._mounts: tuple[Mount, ...] = ()
         self._archiving: asyncio.Task[int] | None = None
+        self._volumes = Capture()
         self._files: tuple[FileEntry, ...] = ()
         self._times: list[StepTime] = []
         super().__init__(
@@ -126,6 +128,7 @@ class CheckpointActor(StepActor[HeldNotes]):
         self._archiving = asyncio.create_task(
             rootfs.capture(self._mounts, self._staging / ROOTFS_FILE)
         )
+        self._volumes.start(self._held.pod_volumes.volumes, self._staging)
         options = DumpOptions(
             image_path=str(images),
             work_path=str(self._work),
@@ -141,6 +144,7 @@ class CheckpointActor(StepActor[HeldNotes]):
     async def _undump(self, _: HeldNotes) -> None:
         """A CRIU that outlived containerd must not go on beside what comes now."""
         await criu_process.end_in(self._work)
+        await self._volumes.stop()
         if self._archiving is not None:
             await tasks.end(self._archiving)
             self._archiving.cancelled() or self._archiving.exception()  # the dump's failure counts
@@ -148,6 +152,7 @@ class CheckpointActor(StepActor[HeldNotes]):
     async def _rootfs(self, _: HeldNotes) -> None:
         if self._archiving is not None:
             await self._archiving
+        await self._volumes.finish()
 
     async def _hash(self, _: HeldNotes) -> None:
         self._files = await in_thread(self._follower.finish)
@@ -191,6 +196,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             left_running=self._order.leave_running,
             timings=tuple(self._times),
             pod=self._order.pod,
+            volumes=tuple(one.record for one in self._held.pod_volumes.volumes),
             traceparent=telemetry.traceparent(),
         )
 

@@ -4,10 +4,10 @@ import errno
 from typing import Final
 
 from kybernate.store.errors import StoreError
+from node_worker.archives import ArchiveFailed
 from node_worker.containerd import port as runtime
 from node_worker.criu_images import ImagesUnreadable
 from node_worker.gpu.port import GpuProblem
-from node_worker.rootfs import RootfsFailed
 from schemas import reasons
 from schemas.failures import Failure
 
@@ -35,7 +35,7 @@ def failure_of(error: BaseException) -> Failure:  # noqa: PLR0911 - a table, a r
             return error.failure
         case GpuProblem():
             return _failure(error, error.reason, error.advice, retriable=error.retriable)
-        case StoreError() | RootfsFailed():
+        case StoreError() | ArchiveFailed():
             return _failure(error, error.reason, error.advice)
         case ImagesUnreadable():
             return _failure(error, reasons.CHECKPOINT_DAMAGED, "Restore from another checkpoint.")

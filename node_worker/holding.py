@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Final
 
-from node_worker import preflight
+from node_worker import preflight, volumes
 from node_worker.actors import Means, Step
 from node_worker.containerd.port import Container, Task
 from node_worker.faults import Refused
@@ -49,6 +49,7 @@ class Holding:
     evidence: Evidence
     seen: Surroundings
     expected_bytes: int = 0
+    pod_volumes = volumes.Seen()
 
     def __init__(self, means: Means, job: Job, order: CheckpointOrder) -> None:
         self._means = means
@@ -89,6 +90,9 @@ class Holding:
         self.seen = await in_thread(self._means.look, self.pids)
         independent = self._order.independent_gpu_processes
         refuse(obstacles.checkpoint_obstacles(self.evidence, independent=independent))
+        if self._order.place is Place.DISK:
+            self.pod_volumes = await in_thread(volumes.look, self.container)
+            refuse(tuple(volumes.obstacles(self.pod_volumes)))
         facts = await self._facts()
         refuse(preflight.obstacles(facts))
         self.expected_bytes = preflight.memory_bytes(facts) + facts.gpu_bytes
@@ -104,6 +108,7 @@ class Holding:
             cgroup_v1=self.seen.cgroup_v1,
             free_disk=free,
             free_memory=self.seen.free_memory,
+            volume_bytes=self.pod_volumes.bytes,
             gpu_bytes=obstacles.vram_bytes(self.evidence),
             gpu_pids=frozenset(process.pid for process in self.evidence.processes),
         )

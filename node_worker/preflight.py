@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from node_worker.processes import OpenFile, Process, TcpConnection
+from node_worker.sizes import in_words
 from schemas import reasons
 from schemas.failures import Failure
 from schemas.orders import OutsideTcp
@@ -48,6 +49,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_v1: bool = False
     free_disk: int
     free_memory: int
+    volume_bytes: int = 0
+    """Of the pod's volumes that come along."""
     gpu_bytes: int = 0
     """GPU memory, which goes to the host's memory and then to disk."""
     gpu_pids: frozenset[int] = frozenset()
@@ -135,28 +138,23 @@ def _of_connections(facts: Facts) -> Iterator[Failure]:
 
 
 def _of_space(facts: Facts) -> Iterator[Failure]:
-    disk = memory_bytes(facts) + facts.gpu_bytes + DISK_MARGIN
+    disk = memory_bytes(facts) + facts.gpu_bytes + facts.volume_bytes + DISK_MARGIN
     if disk > facts.free_disk:
         yield Failure(
             reason=reasons.NOT_ENOUGH_DISK,
-            message=f"the checkpoint needs about {_size(disk)}, "
-            f"the checkpoint store has {_size(facts.free_disk)} free",
+            message=f"the checkpoint needs about {in_words(disk)}, "
+            f"the checkpoint store has {in_words(facts.free_disk)} free",
             advice="Free space, delete checkpoints, or move the store to a larger file system.",
         )
     memory = facts.gpu_bytes + MEMORY_MARGIN
     if facts.gpu_bytes and memory > facts.free_memory:
         yield Failure(
             reason=reasons.NOT_ENOUGH_MEMORY,
-            message=f"the GPU's memory needs about {_size(memory)} of the host's, "
-            f"the container can have {_size(facts.free_memory)}",
+            message=f"the GPU's memory needs about {in_words(memory)} of the host's, "
+            f"the container can have {in_words(facts.free_memory)}",
             advice="Free memory on the node, or raise the container's memory limit.",
         )
 
 
 def _name(process: Process) -> str:
     return f"process {process.inner_pid} ({process.name})"
-
-
-def _size(size: int) -> str:
-    gib = 1024**3
-    return f"{size / gib:.1f} GiB" if size >= gib else f"{size / 1024**2:.0f} MiB"

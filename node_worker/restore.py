@@ -21,7 +21,7 @@ import msgspec
 
 from kybernate import tasks
 from kybernate.store import Damage, Damaged, read_manifest, verify
-from node_worker import criu_images, criu_process, folders, host, rootfs, runc_state
+from node_worker import archives, criu_images, criu_process, folders, host, rootfs, runc_state
 from node_worker.actors import Means, Step, StepActor
 from node_worker.containerd.options import with_root
 from node_worker.containerd.port import (
@@ -204,7 +204,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         """What comes of it; where the checkpoint is damaged, that is what to tell."""
         try:
             return await work
-        except (criu_images.ImagesUnreadable, rootfs.RootfsFailed):
+        except (criu_images.ImagesUnreadable, archives.ArchiveFailed):
             if self._verifying is not None:
                 await self._verifying
             raise

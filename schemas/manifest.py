@@ -4,6 +4,7 @@ from schemas.base import Message, Record
 from schemas.gpus import GpuFacts, GpuProcess
 from schemas.orders import CheckpointId, Target
 from schemas.pods import PodRecord
+from schemas.volumes import VolumeRecord
 
 MANIFEST_NAME = "manifest.json"
 IMAGES_FOLDER = "images"
@@ -97,6 +98,8 @@ class Manifest(Message, frozen=True, kw_only=True):
     left_running: bool = False
     timings: tuple[StepTime, ...] = ()
     pod: PodRecord | None = None
+    volumes: tuple[VolumeRecord, ...] = ()
+    """Of the whole pod."""
     traceparent: str = ""
 
     @property

@@ -44,6 +44,7 @@ DISK_FULL: Final = "DiskFull"
 NOT_ENOUGH_DISK: Final = "NotEnoughDisk"
 NOT_ENOUGH_MEMORY: Final = "NotEnoughMemory"
 ROOTFS_FAILED: Final = "RootfsFailed"
+VOLUME_FAILED: Final = "VolumeFailed"
 IMAGE_MISSING: Final = "ImageMissing"
 
 # The checkpoint

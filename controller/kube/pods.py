@@ -211,13 +211,17 @@ def _unsupported(name: str, spec: Json, container: str | None) -> Refusal | None
     if shared := [field for field in SHARED if spec.get(field)]:
         words = f"pod {name} uses {', '.join(shared)}, with which it cannot be checkpointed"
         return _refuse(POD_UNSUPPORTED, words)
-    if volumes := [one["name"] for one in spec.get("volumes", ()) if "emptyDir" in one]:
+    if volumes := [one["name"] for one in spec.get("volumes") or () if _is_of_huge_pages(one)]:
         words = (
-            f"pod {name} has emptyDir volumes ({', '.join(volumes)}) whose contents do not come "
-            "along so far; write into the container's own files instead"
+            f"pod {name} has emptyDir volumes of huge pages ({', '.join(volumes)}), whose contents "
+            "cannot come along; use the medium Memory"
         )
         return _refuse(VOLUME_CANNOT_COME_ALONG, words)
     return None
+
+
+def _is_of_huge_pages(volume: Json) -> bool:
+    return str((volume.get("emptyDir") or {}).get("medium", "")).startswith("HugePages")
 
 
 def _record(pod: Json, container: str) -> PodRecord:

@@ -28,6 +28,7 @@ from node_worker.holding import refuse
 from node_worker.pods import bundles, sources
 from node_worker.pods.bundles import Wish
 from node_worker.pods.requests import GoneTold, RestoreAsked, RunningAsked
+from node_worker.pods.volumes import Fillings
 from node_worker.surroundings import numbered_outside
 from node_worker.threads import in_thread
 from schemas import reasons
@@ -60,6 +61,7 @@ class Restores:
         self._means = means
         self._folder = means.settings.state / "pods"
         self._marks = means.settings.state / "pods-resumed"
+        self._volumes = Fillings(means)
 
     async def restore(self, request: RestoreAsked) -> RestorePaths | None:
         """Stage the checkpoint for the bundle; None: the container starts from its image."""
@@ -70,7 +72,8 @@ class Restores:
         if not _is_wanted(manifest, wish):
             return None
         try:
-            return await self._staged(request, wish, folder, manifest)
+            async with self._volumes.alone(wish):
+                return await self._staged(request, wish, folder, manifest)
         except BaseException:
             await in_thread(self._drop, request.container)
             raise
@@ -94,7 +97,7 @@ class Restores:
         for folder in await in_thread(_paths_in, self._folder):
             if not await self._is_there(folder.name):
                 await self.gone(GoneTold(container=folder.name))
-        for mark in await in_thread(_paths_in, self._marks):
+        for mark in (*await in_thread(_paths_in, self._marks), *self._volumes.marks()):
             if not await self._is_there(mark.name.partition(".")[0]):
                 mark.unlink(missing_ok=True)
 
@@ -104,6 +107,7 @@ class Restores:
         host.check_fits(manifest.host, self._means.host)
         pairs = await self._pairs(manifest)
         mounts = await self._root(request.container, manifest)
+        targets = await self._volumes.targets(request.container, wish, manifest)
         await in_thread(verify, folder, manifest)
         note = Note(
             bundle=str(request.bundle),
@@ -114,6 +118,7 @@ class Restores:
         )
         images = await in_thread(self._prepare, request.container, folder, note)
         await rootfs.apply(mounts, folder / ROOTFS_FILE)
+        await self._volumes.fill(wish, folder, targets)
         await in_thread(bundles.give_options, request.bundle, self._means.settings.criu_configs)
         return RestorePaths(image_path=str(images), work_path=str(self._work(request.container)))
 

@@ -18,7 +18,9 @@ import pytest_asyncio
 
 from kybernate.embedded.kubernetes import cluster as clusters
 from kybernate.embedded.kubernetes.cluster import Cluster
+from tests.support import kube_world
 from tests.support.cluster_pods import remains
+from tests.support.node_services import NodeServices
 
 NODES = 2
 
@@ -73,6 +75,20 @@ async def names(own_cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
     names = (f"test-{secrets.token_hex(4)}", f"test-{secrets.token_hex(4)}")
     yield names
     await own_cluster.kubectl("delete", "pod", *names, "--ignore-not-found", "--wait=false")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def operated(own_cluster: Cluster) -> AsyncIterator[NodeServices]:
+    """Kybernate with its custom resources, on the second node. For a module: two of them that do
+    not share a bus cannot be beside each other.
+    """
+    with tempfile.TemporaryDirectory(prefix="ky-") as folder:
+        account = await kube_world.install(own_cluster, Path(folder))
+        services = NodeServices(own_cluster, NODES, "--kubernetes", "--kubeconfig", account)
+        await services.start()
+        yield services
+        await services.stop()
+        shutil.rmtree(services.state)
 
 
 def _existing(kubeconfig: Path) -> Cluster:

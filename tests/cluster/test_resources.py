@@ -90,7 +90,7 @@ async def test_what_is_deleted_while_it_is_made_is_undone(
 
 
 TWO = [{"name": "one", "image": "none"}, {"name": "two", "image": "none"}]
-SCRATCH = [{"name": "scratch", "emptyDir": {}}]
+SCRATCH = [{"name": "scratch", "emptyDir": {"medium": "HugePages"}}]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import pytest_asyncio
 from kybernate.embedded.kubernetes.cluster import Cluster
 from kybernate.embedded.kubernetes.waiting import until
 from kybernate.embedded.leftovers import CGROUPS
-from tests.support.cluster_pods import counting_pod, loops
+from tests.support.cluster_pods import counting_pod
 from tests.support.node_services import NodeServices, container_of
+from tests.support.resuming import TIMEOUT, Pods
 
-TIMEOUT = 90.0
 MEMORY = 64
 LOOK = """
 cat /settings/colour /secrets/word; echo
@@ -27,70 +27,6 @@ echo new >/shared/file && cat /shared/file
 touch /forbidden 2>/dev/null || echo read-only
 """
 UNKNOWN = "0b54f2a6-4d2c-4d5e-9f86-1a7c2f0f3c11"
-
-
-class Pods:
-    """Makes pods on the node of the services, and deletes them."""
-
-    def __init__(self, services: NodeServices) -> None:
-        self.services = services
-        self.cluster = services.cluster
-        self._names: list[str] = []
-
-    async def make(
-        self, source: str | Path = "", *, container: str = "counter", **more: str
-    ) -> str:
-        name = f"test-{secrets.token_hex(4)}"
-        node = self.services.node.name
-        pod = counting_pod(name, node=node, runtime_class="kybernate")
-        annotations = {f"kybernate.io/{key}": value for key, value in more.items()}
-        if source:
-            annotations["kybernate.io/restore-from"] = str(source)
-        pod["metadata"]["annotations"] = annotations
-        pod["spec"]["containers"][0]["name"] = container
-        return await self.apply(pod)
-
-    async def apply(self, pod: dict[str, Any]) -> str:
-        """Make it; it is deleted after the test."""
-        name = str(pod["metadata"]["name"])
-        self._names.append(name)
-        await self.cluster.apply(pod)
-        return name
-
-    async def counted(self, pod: str, times: int = 3) -> list[int]:
-        """What it has counted in its present container, once that is so many numbers."""
-        found: list[int] = []
-
-        async def is_enough() -> bool:
-            found[:] = loops(await self.cluster.kubectl("logs", pod))
-            return len(found) >= times
-
-        await self.cluster.wait_for(pod)
-        await until(is_enough, timeout=TIMEOUT)
-        return found
-
-    async def refusal(self, pod: str) -> str:
-        """Why its container could not be made, as kubelet's event says it."""
-        found: list[str] = []
-
-        async def is_told() -> bool:
-            events = await self.cluster.get(
-                "events", f"--field-selector=involvedObject.name={pod},reason=Failed"
-            )
-            found[:] = [event["message"] for event in events["items"]]
-            return bool(found)
-
-        await until(is_told, timeout=TIMEOUT)
-        return found[0]
-
-    async def gone(self, *pods: str) -> None:
-        await self.cluster.kubectl("delete", "pod", *pods, "--ignore-not-found")
-        for pod in pods:
-            await self.cluster.wait_gone(pod)
-
-    async def all_gone(self) -> None:
-        if self._names:
-            await self.gone(*self._names)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from node_worker.archives import ArchiveFailed
 from node_worker.containerd.port import Mount
-from node_worker.rootfs import RootfsFailed, apply, capture, writable_layer
+from node_worker.rootfs import apply, capture, writable_layer
 from schemas import reasons
 from tests.support.mounts import mounted
 
@@ -313,13 +314,13 @@ def bind(folder: Path) -> Mount:
 def test_without_a_writable_layer_there_is_nothing_to_take_along(
     mounts: tuple[Mount, ...],
 ) -> None:
-    with pytest.raises(RootfsFailed, match="writable layer") as caught:
+    with pytest.raises(ArchiveFailed, match="writable layer") as caught:
         writable_layer(mounts)
     assert caught.value.reason == reasons.ROOTFS_FAILED
 
 
 def test_a_missing_layer_is_told_and_leaves_no_archive(tmp_path: Path) -> None:
-    with pytest.raises(RootfsFailed, match="No such file") as caught:
+    with pytest.raises(ArchiveFailed, match="No such file") as caught:
         asyncio.run(capture((bind(tmp_path / "gone"),), tmp_path / "rootfs.tar"))
     assert caught.value.reason == reasons.ROOTFS_FAILED
     assert not (tmp_path / "rootfs.tar").exists()
@@ -328,7 +329,7 @@ def test_a_missing_layer_is_told_and_leaves_no_archive(tmp_path: Path) -> None:
 def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "rootfs.tar").write_bytes(b"no archive" * 200)
     (tmp_path / "new").mkdir()
-    with pytest.raises(RootfsFailed, match="tar failed"):
+    with pytest.raises(ArchiveFailed, match="tar failed"):
         asyncio.run(apply((bind(tmp_path / "new"),), tmp_path / "rootfs.tar"))
 
 
@@ -338,7 +339,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old/large").write_bytes(os.urandom(4 * 1024 * 1024))
     with mounted(small, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
-        with pytest.raises(RootfsFailed) as caught:
+        with pytest.raises(ArchiveFailed) as caught:
             asyncio.run(capture((bind(tmp_path / "old"),), small / "rootfs.tar"))
         assert list(small.iterdir()) == []
     assert caught.value.reason == reasons.DISK_FULL
@@ -346,7 +347,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
 
 def test_a_tar_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging(tmp_path, monkeypatch)
-    with pytest.raises(RootfsFailed, match="did not end"):
+    with pytest.raises(ArchiveFailed, match="did not end"):
         asyncio.run(capture((bind(tmp_path),), tmp_path / "rootfs.tar", timeout=0.3))
     assert not process_exists(int((tmp_path / "pid").read_text()))
 

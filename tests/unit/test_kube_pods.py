@@ -69,7 +69,7 @@ TWO = [{"name": "counter"}, {"name": "other"}]
         (running_pod(hostNetwork=True), conditions.POD_UNSUPPORTED),
         (running_pod(shareProcessNamespace=True), conditions.POD_UNSUPPORTED),
         (
-            running_pod(volumes=[{"name": "scratch", "emptyDir": {}}]),
+            running_pod(volumes=[{"name": "scratch", "emptyDir": {"medium": "HugePages-2Mi"}}]),
             conditions.VOLUME_CANNOT_COME_ALONG,
         ),
     ],
