@@ -36,13 +36,14 @@ du -k /work/sparse | cut -f1
 VOLUMES = [
     {"name": "work", "emptyDir": {}},
     {"name": "memory", "emptyDir": {"medium": "Memory"}},
-    {"name": "unused", "emptyDir": {}},
+    {"name": "other", "emptyDir": {}},
 ]
 MOUNTS = [
     {"name": "work", "mountPath": "/work"},
     {"name": "work", "mountPath": "/part", "subPath": "some/part"},
     {"name": "memory", "mountPath": "/memory"},
 ]
+OTHER = {"name": "other", "mountPath": "/other"}
 
 
 def pod_with_volumes(services: NodeServices, source: str = "", **more: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def pod_with_volumes(services: NodeServices, source: str = "", **more: str) -> d
         "name": "first",
         "image": IMAGE,
         "command": ["sh", "-c", "mkdir /work/folder; echo init >/work/by-init"],
-        "volumeMounts": MOUNTS[:1],
+        "volumeMounts": [MOUNTS[0], OTHER],
     }
     pod["spec"] |= {"volumes": VOLUMES, "initContainers": [first]}
     return pod
@@ -124,10 +125,11 @@ async def test_a_pod_without_a_volume_of_the_checkpoint_is_refused(
 ) -> None:
     pod = pod_with_volumes(pods.services, filled[0])
     pod["spec"]["volumes"] = VOLUMES[:2]
+    pod["spec"]["initContainers"][0]["volumeMounts"].remove(OTHER)
 
     told = await pods.refusal(await pods.apply(pod))
 
-    assert "the pod has no emptyDir unused" in told
+    assert "the pod has no emptyDir other" in told
     assert pods.services.leftovers() == []
 
 
