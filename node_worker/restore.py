@@ -39,7 +39,7 @@ from node_worker.dump import restore_failure
 from node_worker.faults import Refused
 from node_worker.gpu import group, obstacles, pairing
 from node_worker.gpu.hugepages import huge_pages
-from node_worker.gpu.port import GpuState
+from node_worker.gpu.port import GpuState, NotCuda, ProcessGone
 from node_worker.holding import refuse
 from node_worker.resumed import renamed_streams, resumed_spec
 from node_worker.surroundings import numbered_outside
@@ -107,9 +107,15 @@ class RestoreActor(StepActor[RestoreNotes]):
         task = await self._tasks.found()
         if not notes.pid or task is None or task.pid != notes.pid:
             return False
-        states = [await self._means.gpu.state(one.pid) for one in notes.gpu_processes]
+        states = [await self._gpu_state(one.pid) for one in notes.gpu_processes]
         gpu_is_back = all(state is GpuState.RUNNING for state in states)
         return task.status is TaskStatus.RUNNING and gpu_is_back
+
+    async def _gpu_state(self, pid: int) -> GpuState | None:
+        try:
+            return await self._means.gpu.state(pid)
+        except (NotCuda, ProcessGone):  # it has ended since CRIU made it
+            return None
 
     async def result(self, notes: RestoreNotes) -> Restored:
         return Restored(target=self._order.target, pid=notes.pid, checkpoint=self._order.checkpoint)
@@ -305,22 +311,23 @@ class RestoreActor(StepActor[RestoreNotes]):
                 pid = await self._runtime.start_task(self._space, self._id)
         except RuntimeProblem as error:
             raise await restore_failure(error, self._work) from error
-        seen = await in_thread(self._means.look, await self._tasks.pids()) if wanted else None
-        return msgspec.structs.replace(
-            notes,
-            pid=pid,
-            gpu_processes=numbered_outside(wanted, seen.processes) if seen else (),
-        )
+        found = await self._found_again(wanted) if wanted else ()
+        return msgspec.structs.replace(notes, pid=pid, gpu_processes=found)
 
-    async def _bring_gpu_back(self, notes: RestoreNotes) -> None:
-        wanted, found = self._manifest.gpu_processes, notes.gpu_processes
+    async def _found_again(self, wanted: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
+        """All of them: one that is not known would wait for its GPU memory for ever."""
+        seen = await in_thread(self._means.look, await self._tasks.pids())
+        found = numbered_outside(wanted, seen.processes)
         if len(found) < len(wanted):
             raise Refused(
                 reasons.RESTORE_FAILED,
                 f"of {len(wanted)} processes with GPU memory only {len(found)} are there again",
                 advice="See the container's own output for why a process has ended.",
             )
-        pids = [process.pid for process in found]
+        return found
+
+    async def _bring_gpu_back(self, notes: RestoreNotes) -> None:
+        pids = [process.pid for process in notes.gpu_processes]
         if pids:
             left = group.time_left(self._job.deadline)
             await group.restore_all(self._means.gpu, pids, notes.pairs or None, timeout=left)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from node_worker import loopback
+from node_worker import cgroups, loopback
 from node_worker.containerd.port import Packed
 from schemas.manifest import Streams
 
@@ -23,27 +23,33 @@ NEEDED: Final = ("tcp-established", "file-locks", "network-lock skip")
 
 
 def resumed_spec(
-    spec: Packed, configs: Path, *, was: str, now: str, cgroup_parent: str = ""
+    spec: Packed,
+    configs: Path,
+    *,
+    was: str,
+    now: str,
+    cgroup_parent: str = "",
+    cgroup_tree: Path = cgroups.CGROUPS,
 ) -> Packed:
     """The spec with CRIU's options, a loopback that is up before CRIU restores sockets, and, for
     a container of another name, a cgroup of its own; below the parent, where one is given.
     """
     value: dict[str, Any] = msgspec.json.decode(spec.value, type=dict[str, Any])
-    annotations = dict(value.get("annotations") or {})
-    config = _config(annotations.get(CRIU_CONFIG, ""))
-    annotations[CRIU_CONFIG] = str(_kept(config, configs))
-    value["annotations"] = annotations
     linux = value.get("linux")
     if isinstance(linux, dict) and (path := linux.get("cgroupsPath", "")):
         linux["cgroupsPath"] = _below(cgroup_parent, _renamed(path, was, now))
+    annotations = dict(value.get("annotations") or {})
+    config = _config(annotations.get(CRIU_CONFIG, ""), cgroups.criu_root(value, tree=cgroup_tree))
+    annotations[CRIU_CONFIG] = str(_kept(config, configs))
+    value["annotations"] = annotations
     if _has_network_of_its_own(value) and annotations.get(LOOPBACK) != "own":
         value["hooks"] = _with_loopback(value.get("hooks") or {})
     return Packed(type_url=spec.type_url, value=msgspec.json.encode(value))
 
 
-def options_alone(configs: Path) -> Path:
-    """The file of what a restore needs, whatever the container's own says."""
-    return _kept(_config(""), configs)
+def options_alone(spec: dict[str, Any], *, cgroup_tree: Path = cgroups.CGROUPS) -> str:
+    """What a restore of a container with this spec needs, whatever its own file says."""
+    return _config("", cgroups.criu_root(spec, tree=cgroup_tree))
 
 
 def renamed_streams(streams: Streams, was: str, now: str) -> Streams:
@@ -78,12 +84,16 @@ def _below(parent: str, path: str) -> str:
     return f"{parent}/{path.rpartition('/')[2]}"
 
 
-def _config(named: str) -> str:
-    """What the container's own option file says, and what a restore needs besides."""
+def _config(named: str, cgroup_root: str) -> str:
+    """What the container's own option file says, and what a restore needs besides.
+
+    Where its cgroup was at an earlier restore says nothing about this one.
+    """
     path = Path(named)
-    own = path.read_text().splitlines() if named and path.is_file() else []
+    read = path.read_text().splitlines() if named and path.is_file() else []
+    own = [line for line in read if _option(line) != cgroups.ROOT_OPTION]
     missing = [line for line in NEEDED if line.split()[0] not in {_option(one) for one in own}]
-    return "".join(f"{line}\n" for line in (*own, *missing))
+    return "".join(f"{line}\n" for line in (*own, *missing, cgroup_root) if line)
 
 
 def _option(line: str) -> str:

@@ -53,7 +53,7 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True):
             return Counter(workload=simulated_counter(memory))
         counter = gpu_counter()
         # Digests are asked for between the rounds: none must run into a measurement.
-        args = (counter.workload.args[0], "--interval", "0.05", "--gib", f"{gib:g}")
+        args = (counter.workload.args[0], "--interval", "0.05", "--gib", f"{gib:g}", "--gpus", "1")
         return msgspec.structs.replace(
             counter, workload=msgspec.structs.replace(counter.workload, args=args)
         )

@@ -15,6 +15,7 @@ from schemas import reasons
 from schemas.base import Record
 
 CONFIG: Final = "config.json"
+CRIU_OPTIONS: Final = "criu.conf"
 RESTORE_FROM: Final = "kybernate.io/restore-from"
 RESTART: Final = "kybernate.io/restart"
 FROM_CHECKPOINT: Final = "checkpoint"
@@ -67,12 +68,13 @@ def annotations_of(spec: bytes) -> dict[str, str]:
     return dict(value.get("annotations") or {})
 
 
-def give_options(bundle: Path, configs: Path) -> None:
-    """Tell runc which options CRIU gets; a pod has no say in them."""
+def give_options(bundle: Path) -> None:
+    """Tell runc which options CRIU gets, in a file of the bundle; a pod has no say in them."""
     path = bundle / CONFIG
     value: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    options = str(options_alone(configs))
-    value["annotations"] = {**(value.get("annotations") or {}), CRIU_CONFIG: options}
+    options = bundle / CRIU_OPTIONS
+    options.write_text(options_alone(value))
+    value["annotations"] = {**(value.get("annotations") or {}), CRIU_CONFIG: str(options)}
     draft = path.with_suffix(".kybernate")
     draft.write_bytes(msgspec.json.encode(value))
     draft.chmod(path.stat().st_mode & 0o777)

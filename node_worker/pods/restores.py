@@ -119,7 +119,7 @@ class Restores:
         images = await in_thread(self._prepare, request.container, folder, note)
         await rootfs.apply(mounts, folder / ROOTFS_FILE)
         await self._volumes.fill(wish, folder, targets)
-        await in_thread(bundles.give_options, request.bundle, self._means.settings.criu_configs)
+        await in_thread(bundles.give_options, request.bundle)
         return RestorePaths(image_path=str(images), work_path=str(self._work(request.container)))
 
     async def _pairs(self, manifest: Manifest) -> dict[str, str]:

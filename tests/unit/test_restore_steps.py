@@ -9,7 +9,7 @@ import pytest
 
 from node_worker.containerd.port import RuntimeFailed, RuntimeUnavailable, TaskStatus
 from node_worker.executor import Point
-from node_worker.gpu.port import GpuFailed, GpuState
+from node_worker.gpu.port import GpuFailed, GpuState, ProcessGone
 from node_worker.resumed import CRIU_CONFIG
 from schemas import reasons
 from schemas.failures import Failure
@@ -325,6 +325,35 @@ async def test_the_gpu_refuses(shop: Workshop, monkeypatch: pytest.MonkeyPatch, 
     outcome = await shop.run(order(checkpoint))
     assert outcome.failure is not None
     assert outcome.failure.reason == reasons.GPU_FAILED
+    await assert_as_before(shop, before)
+
+
+async def test_a_gpu_process_is_not_found_again(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = await restored_with_gpu(shop, monkeypatch)
+    before = await Before(shop).read()
+
+    async def none(namespace: str, id: str) -> tuple[int, ...]:
+        return ()
+
+    monkeypatch.setattr(shop.runtime, "pids", none)
+    outcome = await shop.run(order(checkpoint))
+    assert outcome.failure is not None
+    assert outcome.failure.reason == reasons.RESTORE_FAILED
+    await assert_as_before(shop, before)
+
+
+async def test_a_gpu_process_ends_before_its_memory_is_back(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = await restored_with_gpu(shop, monkeypatch)
+    before = await Before(shop).read()
+    for call in ("restore", *["state"] * 20):
+        shop.gpu.fail(call, ProcessGone("the process has ended"))
+    outcome = await shop.run(order(checkpoint))
+    assert outcome.failure is not None
+    assert outcome.failure.step == "gpu"
     await assert_as_before(shop, before)
 
 

@@ -9,7 +9,7 @@ import pytest
 from node_worker.containerd.options import runc_options, with_root
 from node_worker.containerd.port import Packed
 from node_worker.containerd.proto import runc_pb2
-from node_worker.resumed import resumed_spec
+from node_worker.resumed import CRIU_CONFIG, resumed_spec
 
 
 def linux(tmp_path: Path, value: dict[str, Any], *, now: str = "c1", parent: str = "") -> Any:
@@ -38,6 +38,19 @@ def test_the_cgroup_is_its_own_and_its_nodes(
 
 def test_no_cgroup_is_named_where_none_was(tmp_path: Path) -> None:
     assert linux(tmp_path, {}, now="c2", parent="/here") == {}
+
+
+def test_criu_is_told_of_the_cgroup_of_this_restore_alone(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").touch()
+    value = {"linux": {"cgroupsPath": "/there/c1"}, "annotations": {}}
+    spec = Packed(type_url="spec", value=msgspec.json.encode(value))
+    for parent in ("/first", "/second"):
+        spec = resumed_spec(
+            spec, tmp_path, was="c1", now="c1", cgroup_parent=parent, cgroup_tree=tmp_path
+        )
+        annotations = msgspec.json.decode(spec.value)["annotations"]
+        lines = Path(annotations[CRIU_CONFIG]).read_text().splitlines()
+        assert [line for line in lines if "cgroup" in line] == [f"cgroup-root :{parent}/c1"]
 
 
 def test_runc_keeps_its_state_where_the_nodes_runtime_looks() -> None:
