@@ -4,7 +4,12 @@ SHELL := /bin/bash
 PYTHON ?= .venv/bin/python
 ARGS ?=
 NODES ?= 1
+# Test processes side by side: tests wait a good deal, so more than there are processors.
+WORKERS ?= 4
 BIN := .venv/bin
+# Keeps what Python compiles, also where it is told not to: each of the many processes that tests
+# start would compile its modules anew.
+KEEPING_BYTECODE := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode
 
 .PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-wrapper bench-gpu lock protos clean \
 	cluster-programs cluster-up cluster-down test-cluster
@@ -22,7 +27,7 @@ demo: setup  ## Checkpoint a counting container, end it, resume it: the count go
 	@$(BIN)/kybernate demo $(ARGS)
 
 test: setup  ## Run the tests but for the cluster's; ARGS goes to pytest (root)
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(KEEPING_BYTECODE) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-cluster: cluster-programs  ## Run the tests on a Kubernetes cluster (root)
 	@$(PYTHON) -m pytest tests/cluster $(ARGS)
