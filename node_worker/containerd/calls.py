@@ -1,6 +1,7 @@
 """One gRPC call to containerd: its path, its time-out, and its failures as the port's errors."""
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -30,6 +31,10 @@ NAMED: Mapping[grpc.StatusCode, type[RuntimeProblem]] = {
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: WrongState,
 }
+ABOUT_OVER = 0.05
+"""Seconds. When a call's deadline passes on containerd 2's own clock, it resets the stream, which
+arrives as CANCELLED and often a moment before the deadline passes here. So a cancellation by
+containerd this close to the end is the deadline; an earlier one is containerd on its way out."""
 GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 CHANNEL_OPTIONS = (
     # containerd's server refuses the escaped socket path that grpc would send as authority
@@ -65,24 +70,37 @@ class Caller:
             response_deserializer=call.answer.FromString,
         )
         metadata = ((NAMESPACE_KEY, namespace),) if namespace else ()
+        end = time.monotonic() + timeout
         try:
             answer: A = await send(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._problem(call.path, error, timeout) from error
+            method = call.path.rpartition("/")[2]
+            if _is_deadline(error, left=end - time.monotonic()):
+                message = f"containerd did not end {method} within {timeout:g} s"
+                raise RuntimeTimedOut(message) from error
+            raise self._problem(method, error) from error
         return answer
 
-    def _problem(self, path: str, error: grpc.aio.AioRpcError, timeout: float) -> RuntimeProblem:
-        method, text, code = path.rpartition("/")[2], error.details() or "no details", error.code()
+    def _problem(self, method: str, error: grpc.aio.AioRpcError) -> RuntimeProblem:
+        text, code = error.details() or "no details", error.code()
         if (named := NAMED.get(code)) is not None:
             return named(text)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED or DEADLINE in text:
-            return RuntimeTimedOut(f"containerd did not end {method} within {timeout:g} s")
         if code in GONE:
             return RuntimeUnavailable(
                 f"containerd does not answer on {self._socket}: {text}; "
                 "see that it runs and that the socket's path is right"
             )
         return RuntimeFailed(f"{method}: {text}")
+
+
+def _is_deadline(error: grpc.aio.AioRpcError, *, left: float) -> bool:
+    """Whether the call's time was over, whoever noticed it; `left` is what we have left of it."""
+    match error.code():
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return True
+        case grpc.StatusCode.CANCELLED if left < ABOUT_OVER:
+            return True
+    return error.code() not in NAMED and DEADLINE in (error.details() or "")
 
 
 @contextlib.asynccontextmanager

@@ -221,6 +221,14 @@ async def test_what_a_task_does_not_allow(house: House) -> None:
         await dump(house, "a", stop=False)
 
 
+async def test_time_is_over_whoever_notices_first(house: House) -> None:
+    """containerd and its caller look at clocks of their own."""
+    await house.start_counter("a")
+    waits = (house.runtime.wait_exit(NAMESPACE, "a", timeout=0.1 + n / 500) for n in range(100))
+    ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert {type(error) for error in ended} == {RuntimeTimedOut}
+
+
 async def test_what_nobody_knows(house: House) -> None:
     runtime = house.runtime
     missing = (
