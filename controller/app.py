@@ -53,6 +53,8 @@ async def serving(
     settings: ControllerSettings, bus: Bus, *, rules: Rules = STANDARD_RULES
 ) -> AsyncIterator[str]:
     """A whole controller on a bus that is connected; the URL of its REST API."""
+    if settings.webhook_listen and not settings.kubernetes:
+        raise CannotServe("--webhook-listen is of no use without --kubernetes; add that")
     records, catalogue, nodes = Records(bus), Catalogue(bus), Nodes(bus)
     engine = Engine(bus, records, catalogue, rules=rules)
     service = Service(engine, records, catalogue, nodes)
@@ -64,20 +66,20 @@ async def serving(
         ):
             stack.push_async_callback(end, asyncio.create_task(work))
         if settings.kubernetes:
-            from controller.kube import runner  # noqa: PLC0415 - an extra that few install
-
-            reconciling = runner.reconciling(
-                settings.kubeconfig,
-                service=service,
-                engine=engine,
-                records=records,
-                catalogue=catalogue,
-                nodes=nodes,
+            await stack.enter_async_context(
+                _on_kubernetes(
+                    settings,
+                    service=service,
+                    engine=engine,
+                    records=records,
+                    catalogue=catalogue,
+                    nodes=nodes,
+                )
             )
-            run = (await stack.enter_async_context(reconciling)).run
-            stack.push_async_callback(end, asyncio.create_task(run()))
         application = web_application(service, bus, tokens=settings.tokens)
-        url = await stack.enter_async_context(_listening(settings, application))
+        url = await stack.enter_async_context(
+            _listening(settings.listen, application, _tls(settings), flag="--listen")
+        )
         stack.callback(records.watchers.close)
         yield url
 
@@ -124,21 +126,51 @@ def _own_routes(bus: Bus) -> tuple[Route, ...]:
 
 
 @asynccontextmanager
+async def _on_kubernetes(
+    settings: ControllerSettings,
+    *,
+    service: Service,
+    engine: Engine,
+    records: Records,
+    catalogue: Catalogue,
+    nodes: Nodes,
+) -> AsyncIterator[None]:
+    from controller.kube import runner  # noqa: PLC0415 - an extra that few install
+
+    connected = runner.connected(
+        settings,
+        service=service,
+        engine=engine,
+        records=records,
+        catalogue=catalogue,
+        nodes=nodes,
+    )
+    async with connected as (reconciling, webhook), AsyncExitStack() as stack:
+        stack.push_async_callback(end, asyncio.create_task(reconciling.run()))
+        if webhook is not None:
+            stack.push_async_callback(end, asyncio.create_task(webhook.run()))
+            listening = _listening(
+                settings.webhook_listen, webhook.application, webhook.tls, flag="--webhook-listen"
+            )
+            log.info("serving the webhook at %s", await stack.enter_async_context(listening))
+        yield
+
+
+@asynccontextmanager
 async def _listening(
-    settings: ControllerSettings, application: web.Application
+    where: str, application: web.Application, tls: ssl.SSLContext | None, *, flag: str
 ) -> AsyncIterator[str]:
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     try:
-        host, port = _host_and_port(settings.listen)
-        tls = _tls(settings)
+        host, port = _host_and_port(where)
         site = web.TCPSite(runner, host.strip("[]") or None, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
             raise CannotServe(
-                f"cannot listen on {settings.listen}: {error.strerror or error}; "
-                "stop what listens there, or choose another address (--listen)"
+                f"cannot listen on {where}: {error.strerror or error}; "
+                f"stop what listens there, or choose another address ({flag})"
             ) from error
         scheme, named = "https" if tls else "http", host or "127.0.0.1"
         yield f"{scheme}://{named}:{runner.addresses[0][1]}"

@@ -3,15 +3,18 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
 from controller.topology import repaired
 from kybernate.bus.port import Bus, Conflict, Row
 from schemas.base import Undecodable
-from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.checkpoints import CatalogueEntry, CheckpointState, Heir
 from schemas.manifest import CheckpointFacts
 from schemas.names import CHECKPOINTS_BUCKET
+
+WRITE_TRIES: Final = 5
 
 
 class Catalogue:
@@ -39,7 +42,36 @@ class Catalogue:
         if facts.id not in self._seen:
             await self._create(entry)
 
+    async def bequeath(self, entry: CatalogueEntry, heir: Heir) -> None:
+        """Promise it to a pod; Conflict when something changed since `entry` was read."""
+        checkpoint = entry.facts.id
+        row = await repaired(self._bus, lambda: self._table.get(checkpoint))
+        if row is None or (row.value.heir, row.value.state) != (entry.heir, entry.state):
+            raise Conflict(f"checkpoint {checkpoint} was promised to another pod, or deleted")
+        changed = msgspec.structs.replace(row.value, heir=heir, updated=self._clock())
+        await self._table.update(checkpoint, changed, row.revision)
+        self._seen[checkpoint] = changed
+
     async def mark_deleted(self, checkpoint: str) -> None:
+        for _ in range(WRITE_TRIES):
+            with suppress(Conflict):  # somebody else did, or it has just been promised to a pod
+                return await self._mark_deleted(checkpoint)
+        raise Conflict(
+            f"checkpoint {checkpoint} was written by others {WRITE_TRIES} times in a row"
+        )
+
+    async def heal(self) -> None:
+        """Enter again what was seen and is gone."""
+        rows = await repaired(self._bus, self._table.all)
+        missing = [entry for key, entry in self._seen.items() if key not in rows]
+        for row in rows.values():
+            if (seen := self._see(row)).heir != row.value.heir:
+                with suppress(Conflict):  # it has gone on since it was read
+                    await self._table.update(row.key, seen, row.revision)
+        for entry in missing:
+            await self._create(entry)
+
+    async def _mark_deleted(self, checkpoint: str) -> None:
         row = await repaired(self._bus, lambda: self._table.get(checkpoint))
         known = row.value if row else self._seen.get(checkpoint)
         if known is None or (row and known.state is CheckpointState.DELETED):
@@ -48,18 +80,8 @@ class Catalogue:
         if row is None:
             await self._create(entry)
             return
-        with suppress(Conflict):  # rows change only once: somebody else marked it
-            await self._table.update(checkpoint, entry, row.revision)
+        await self._table.update(checkpoint, entry, row.revision)
         self._seen[checkpoint] = entry
-
-    async def heal(self) -> None:
-        """Enter again what was seen and is gone."""
-        rows = await repaired(self._bus, self._table.all)
-        missing = [entry for key, entry in self._seen.items() if key not in rows]
-        for row in rows.values():
-            self._see(row)
-        for entry in missing:
-            await self._create(entry)
 
     async def _create(self, entry: CatalogueEntry) -> None:
         checkpoint = entry.facts.id
@@ -72,7 +94,16 @@ class Catalogue:
         self._seen[checkpoint] = entry
 
     def _see(self, row: Row[CatalogueEntry]) -> CatalogueEntry:
+        """A node that enters what it holds knows nothing of heirs, and a deleted one stays so."""
         seen = self._seen.get(row.key)
-        if seen is None or seen.state is not CheckpointState.DELETED:
+        if seen is None:
             self._seen[row.key] = row.value
+        elif seen.state is not CheckpointState.DELETED:
+            heir = max(row.value.heir, seen.heir, key=_age)
+            same = heir == row.value.heir
+            self._seen[row.key] = row.value if same else msgspec.structs.replace(seen, heir=heir)
         return self._seen[row.key]
+
+
+def _age(heir: Heir | None) -> tuple[float, bool]:
+    return (heir.since, heir.started) if heir else (0.0, False)

@@ -22,5 +22,9 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Take custom resources of Kubernetes as requests."""
     kubeconfig: Path | None = None
     """How the API server is reached; default: as a pod of the cluster, or as kubectl does."""
+    webhook_listen: str = ""
+    """Host and port of the admission webhook; empty: pods of owners do not resume by themselves."""
+    webhook_certificate_seconds: float = 90 * 24 * 3600.0
+    """How long a certificate of the webhook is good."""
     bus: BusSettings = BusSettings()
     """Where NATS is."""

@@ -3,6 +3,18 @@
 from schemas.base import Record
 
 
+class Owner(Record, frozen=True, kw_only=True):
+    """The controller that makes a pod anew when it goes: a ReplicaSet, a StatefulSet, a Job."""
+
+    kind: str
+    name: str
+    uid: str
+    revision: str = ""
+    """Of the template, where an owner has several in its life, as a StatefulSet does."""
+    index: str = ""
+    """The pod's completion index, if it is one of an Indexed Job."""
+
+
 class PodRecord(Record, frozen=True, kw_only=True):
     """Enough to make a pod that its container can resume in."""
 
@@ -15,3 +27,4 @@ class PodRecord(Record, frozen=True, kw_only=True):
     node: str
     template: str
     """Labels, annotations and spec as JSON, without what belongs to the old pod alone."""
+    owner: Owner | None = None

@@ -42,6 +42,11 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
 PODS: Final = Resource(api="/api/v1", plural="pods")
 EVENTS: Final = Resource(api="/api/v1", plural="events")
+NODES: Final = Resource(api="/api/v1", plural="nodes")
+SECRETS: Final = Resource(api="/api/v1", plural="secrets")
+WEBHOOKS: Final = Resource(
+    api="/apis/admissionregistration.k8s.io/v1", plural="mutatingwebhookconfigurations"
+)
 CHECKPOINTS: Final = Resource(api=f"/apis/{GROUP}/{VERSION}", plural="kybernatecheckpoints")
 RESTORES: Final = Resource(api=f"/apis/{GROUP}/{VERSION}", plural="kybernaterestores")
 
@@ -88,10 +93,12 @@ class Kube:
     def __init__(self, api: ApiClient) -> None:
         self._api = api
 
-    async def listed(self, resource: Resource, *, selector: str = "") -> tuple[list[Json], str]:
-        """All of them in all namespaces, and the version to watch from."""
+    async def listed(
+        self, resource: Resource, *, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Json], str]:
+        """All of them, in one namespace or in all, and the version to watch from."""
         query = [("labelSelector", selector)] if selector else []
-        found = await self._ask("GET", resource.path(), query=query)
+        found = await self._ask("GET", resource.path(namespace), query=query)
         return found["items"], found["metadata"]["resourceVersion"]
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json | None:

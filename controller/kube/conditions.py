@@ -50,6 +50,11 @@ POD_REFUSED: Final = "PodRefused"
 POD_FAILED: Final = "PodFailed"
 POD_DELETED: Final = "PodDeleted"
 
+# A new pod of a Deployment, StatefulSet or Job
+RESUMED: Final = "Resumed"
+WAITS_FOR_NODE: Final = "WaitsForNode"
+STARTED_FROM_IMAGE: Final = "StartedFromImage"
+
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why something is not done: a constant, and words that say what to do."""

@@ -23,6 +23,7 @@ from schemas.kubernetes import (
     CheckpointStatus,
     KybernateCheckpoint,
     KybernateRestore,
+    ObjectMeta,
     RestoreStatus,
 )
 
@@ -53,26 +54,22 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
         at = of.metadata
         await self.kube.patch(resource, at.namespace, at.name, body, part="status")
 
-    async def tell(self, about: Object, reason: str, message: str, *, warning: bool) -> None:
+    async def tell(self, about: Object | Json, reason: str, message: str, *, warning: bool) -> None:
+        """An event of a resource of ours, or of a pod."""
+        named = _named(about)
+        event = self._event(named, reason, message, warning)
         try:
-            await self.kube.create(
-                EVENTS, about.metadata.namespace, self._event(about, reason, message, warning)
-            )
+            await self.kube.create(EVENTS, named["namespace"], event)
         except Taken:  # told before
             return
 
-    def _event(self, about: Object, reason: str, message: str, warning: bool) -> Json:  # noqa: FBT001
-        at, now = about.metadata, timestamp(self.clock())
-        digest = uuid.uuid5(uuid.UUID(at.uid), f"{reason} {message}").hex
+    def _event(self, about: Json, reason: str, message: str, warning: bool) -> Json:  # noqa: FBT001
+        now = timestamp(self.clock())
+        digest = uuid.uuid5(uuid.UUID(about["uid"]), f"{reason} {message}").hex
+        name = f"{about['name'][:200]}.{digest[:16]}"
         return {
-            "metadata": {"name": f"{at.name[:200]}.{digest[:16]}", "namespace": at.namespace},
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": type(about).__name__,
-                "namespace": at.namespace,
-                "name": at.name,
-                "uid": at.uid,
-            },
+            "metadata": {"name": name, "namespace": about["namespace"]},
+            "involvedObject": about,
             "reason": reason,
             "message": message[:LONGEST_MESSAGE],
             "type": "Warning" if warning else "Normal",
@@ -81,3 +78,15 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
             "lastTimestamp": now,
             "count": 1,
         }
+
+
+def _named(about: Object | Json) -> Json:
+    if isinstance(about, dict):
+        at, kind = (
+            msgspec.convert(about["metadata"], ObjectMeta),
+            {"apiVersion": "v1", "kind": "Pod"},
+        )
+    else:
+        at = about.metadata
+        kind = {"apiVersion": API_VERSION, "kind": type(about).__name__}
+    return kind | {"namespace": at.namespace, "name": at.name, "uid": at.uid}

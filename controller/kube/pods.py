@@ -22,6 +22,7 @@ from controller.kube.conditions import (
     Refusal,
 )
 from schemas.kubernetes import (
+    ADMISSION_ANNOTATION,
     GPU_RUNTIME_CLASS,
     RESTORE_FROM_ANNOTATION,
     RESTORE_LABEL,
@@ -29,7 +30,7 @@ from schemas.kubernetes import (
     TargetPod,
 )
 from schemas.orders import Target
-from schemas.pods import PodRecord
+from schemas.pods import Owner, PodRecord
 
 Json = dict[str, Any]
 
@@ -38,6 +39,8 @@ NAMESPACE: Final = "k8s.io"
 SCHEME: Final = "containerd://"
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 LONGEST_NAME: Final = 63
+REVISION_LABEL: Final = "controller-revision-hash"
+INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
 
 OWNED_LABELS: Final = frozenset(
     {
@@ -57,6 +60,7 @@ OTHER_ANNOTATIONS: Final = frozenset(
     {
         "kubectl.kubernetes.io/last-applied-configuration",
         "kubernetes.io/limit-ranger",
+        ADMISSION_ANNOTATION,
         RESTORE_FROM_ANNOTATION,
     }
 )
@@ -71,6 +75,8 @@ OWNED_FIELDS: Final = (
 ADDED_TOLERATIONS: Final = frozenset(
     {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
 )
+NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""What a container ended with that could not even be started."""
 SHARED: Final = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 
 
@@ -129,6 +135,21 @@ def template(pod: Json) -> Json:
     }
 
 
+def owner(pod: Json) -> Owner | None:
+    """Who makes it anew when it goes, if anybody does."""
+    metadata = pod["metadata"]
+    found = [one for one in metadata.get("ownerReferences", ()) if one.get("controller")]
+    if not found:
+        return None
+    return Owner(
+        kind=found[0]["kind"],
+        name=found[0]["name"],
+        uid=found[0]["uid"],
+        revision=metadata.get("labels", {}).get(REVISION_LABEL, ""),
+        index=metadata.get("annotations", {}).get(INDEX_ANNOTATION, ""),
+    )
+
+
 def restored(
     record: PodRecord,
     target: TargetPod,
@@ -141,9 +162,7 @@ def restored(
     """The pod that resumes from the checkpoint, on the node that holds it."""
     kept = json.loads(record.template)
     spec = kept["spec"]
-    was_gpu = spec.get("runtimeClassName") == GPU_RUNTIME_CLASS
-    spec["runtimeClassName"] = GPU_RUNTIME_CLASS if gpu or was_gpu else RUNTIME_CLASS
-    spec["affinity"] = _bound(spec.get("affinity") or {}, record.node)
+    spec |= placed(spec, record.node, gpu=gpu)
     if target.node_selector:
         spec["nodeSelector"] = spec.get("nodeSelector", {}) | target.node_selector
     if target.resources is not None:
@@ -157,6 +176,15 @@ def restored(
             "annotations": kept["annotations"] | {RESTORE_FROM_ANNOTATION: checkpoint},
         },
         "spec": spec,
+    }
+
+
+def placed(spec: Json, node: str, *, gpu: bool) -> Json:
+    """The fields of a pod's spec by which it resumes on that node."""
+    was_gpu = spec.get("runtimeClassName") == GPU_RUNTIME_CLASS
+    return {
+        "runtimeClassName": GPU_RUNTIME_CLASS if gpu or was_gpu else RUNTIME_CLASS,
+        "affinity": _bound(spec.get("affinity") or {}, node),
     }
 
 
@@ -185,6 +213,21 @@ def runs(pod: Json) -> bool:
     )
 
 
+def began(pod: Json) -> bool:
+    """A container of it has run, or does."""
+    return any(
+        _ran(state)
+        for one in _statuses(pod.get("status", {}))
+        for state in (one.get("state", {}), one.get("lastState", {}))
+    )
+
+
+def over(pod: Json) -> bool:
+    """It will not run any more."""
+    phase = pod.get("status", {}).get("phase")
+    return bool(pod["metadata"].get("deletionTimestamp")) or phase in {"Failed", "Succeeded"}
+
+
 def waits_for(pod: Json) -> str:
     """What a pod that does not run yet waits for, as far as it is told."""
     status = pod.get("status", {})
@@ -198,6 +241,24 @@ def waits_for(pod: Json) -> str:
         if waiting.get("message"):
             told.insert(0, f"{waiting.get('reason', '')}: {waiting['message']}")
     return told[0] if told else ""
+
+
+def unscheduled(pod: Json) -> str:
+    """What the scheduler says of a pod for which it has found no node; empty if it has."""
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message") or "it is not scheduled")
+    return ""
+
+
+def takes_no_pods(node: Json | None) -> str:
+    """Why a node takes no new pods; empty if it does."""
+    if node is None:
+        return "is gone"
+    if node["spec"].get("unschedulable"):
+        return "is cordoned"
+    ready = [one for one in node["status"].get("conditions", ()) if one["type"] == "Ready"]
+    return "" if ready and ready[0]["status"] == "True" else "is not ready"
 
 
 def _unsupported(name: str, spec: Json, container: str | None) -> Refusal | None:
@@ -233,6 +294,7 @@ def _record(pod: Json, container: str) -> PodRecord:
         container=container,
         node=pod["spec"]["nodeName"],
         template=json.dumps(template(pod), sort_keys=True),
+        owner=owner(pod),
     )
 
 
@@ -283,6 +345,11 @@ def _other_fields(term: Json) -> list[Json]:
 
 def _statuses(status: Json) -> list[Json]:
     return list(status.get("containerStatuses", ()))
+
+
+def _ran(state: Json) -> bool:
+    ended = state.get("terminated")
+    return "running" in state or (ended is not None and ended.get("reason") not in NEVER_RAN)
 
 
 def _broken(container: Json) -> str:

@@ -3,19 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from ssl import SSLContext
+
+from aiohttp import web
 
 from controller.catalogue import Catalogue
 from controller.engine import Engine
+from controller.kube import heirs, webhook
 from controller.kube.checkpoints import Checkpoints
 from controller.kube.client import CHECKPOINTS, PODS, RESTORES, Json, Kube, connect
+from controller.kube.heirs import Heirs
 from controller.kube.means import Means
 from controller.kube.queue import Queue
 from controller.kube.restores import Restores
+from controller.kube.trust import Trust
 from controller.kube.watch import Informer, Key, key_of
 from controller.nodes import Nodes
 from controller.records import Records
 from controller.service import Service
+from controller.settings import ControllerSettings
 from schemas.kubernetes import RESTORE_LABEL
 
 
@@ -61,26 +67,47 @@ class Reconciling:
         ]
 
 
+class Webhook:
+    """What new pods with the label inherit, wired."""
+
+    def __init__(self, kube: Kube, means: Means, *, lifetime: float) -> None:
+        """`lifetime`: the certificate's, in seconds."""
+        self._pods = Informer(kube, PODS, self._pod_changed, selector=heirs.SELECTOR)
+        of_pods = Heirs(means, self._pods)
+        self._of_pods = Queue("pod", of_pods.attend)
+        self._trust = Trust(kube, lifetime=lifetime)
+        self.tls: SSLContext = self._trust.tls
+        self.application: web.Application = webhook.application(of_pods.answer)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for part in (self._trust, self._pods, self._of_pods):
+                tasks.create_task(part.run())
+
+    def _pod_changed(self, pod: Json) -> None:
+        self._of_pods.add(key_of(pod))
+
+
 @asynccontextmanager
-async def reconciling(
-    kubeconfig: Path | None,
+async def connected(
+    settings: ControllerSettings,
     *,
     service: Service,
     engine: Engine,
     records: Records,
     catalogue: Catalogue,
     nodes: Nodes,
-) -> AsyncIterator[Reconciling]:
+) -> AsyncIterator[tuple[Reconciling, Webhook | None]]:
     """Connected to the API server, not at work yet."""
-    async with connect(kubeconfig) as kube:
-        yield Reconciling(
-            kube,
-            Means(
-                kube=kube,
-                service=service,
-                engine=engine,
-                records=records,
-                catalogue=catalogue,
-                nodes=nodes,
-            ),
+    async with connect(settings.kubeconfig) as kube:
+        means = Means(
+            kube=kube,
+            service=service,
+            engine=engine,
+            records=records,
+            catalogue=catalogue,
+            nodes=nodes,
         )
+        lifetime = settings.webhook_certificate_seconds
+        asked = Webhook(kube, means, lifetime=lifetime) if settings.webhook_listen else None
+        yield Reconciling(kube, means), asked

@@ -47,6 +47,13 @@ _kubeconfig = settings.option(
     type=_file,
     help="How the API server is reached; default: as a pod of the cluster, or as kubectl does.",
 )
+_webhook = settings.option(
+    "--webhook-listen",
+    env="WEBHOOK_LISTEN",
+    default="",
+    metavar="HOST:PORT",
+    help="Where the API server asks about new pods (label kybernate.io/resume); default: nowhere.",
+)
 _socket = click.Path(dir_okay=False, path_type=Path)
 _node = settings.option(
     "--node",
@@ -93,6 +100,7 @@ _runtime_state = settings.option(
 @_tls_key
 @_kubernetes
 @_kubeconfig
+@_webhook
 @settings.bus
 @settings.service
 def controller(**given: Any) -> None:
@@ -107,6 +115,7 @@ def controller(**given: Any) -> None:
         tls_key=given["tls_key"],
         kubernetes=given["kubernetes"],
         kubeconfig=given["kubeconfig"],
+        webhook_listen=given["webhook_listen"],
         bus=settings.bus_settings(given),
     )
     _run("kybernate-controller", given, app.run(chosen))
@@ -162,6 +171,7 @@ def worker(**given: Any) -> None:
 @_runtime_state
 @_kubernetes
 @_kubeconfig
+@_webhook
 @settings.service
 def up(**given: Any) -> None:
     """Run NATS, controller, worker and a private containerd in one process, for this host."""
@@ -179,6 +189,7 @@ def up(**given: Any) -> None:
         runtime_state=given["runtime_state"],
         kubernetes=given["kubernetes"],
         kubeconfig=given["kubeconfig"],
+        webhook_listen=given["webhook_listen"],
     )
     _run("kybernate", given, host.run(chosen))
 

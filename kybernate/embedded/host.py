@@ -43,6 +43,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     runtime_state: Path = DEFAULT_RUNTIME_STATE
     kubernetes: bool = False
     kubeconfig: Path | None = None
+    webhook_listen: str = ""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +93,7 @@ async def _controller(settings: HostSettings, bus: BusSettings) -> AsyncIterator
         tokens=settings.tokens,
         kubernetes=settings.kubernetes,
         kubeconfig=settings.kubeconfig,
+        webhook_listen=settings.webhook_listen,
         bus=bus,
     )
     async with (

@@ -1,0 +1,143 @@
+"""New pods of owners come into what evicted ones left: promised at admission, told afterwards.
+
+A promise is a compare-and-set on the checkpoint's row of the catalogue, so any number of
+controllers may be asked at once. That a pod has begun to run is written there as well.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from controller.kube import admission, conditions, pods, succession
+from controller.kube.admission import AdmissionRequest
+from controller.kube.client import NODES, PODS, Json
+from controller.kube.means import Means
+from controller.kube.succession import ComeAgain, Decision, Inherit, Newcomer, Start
+from controller.kube.watch import Informer, Key
+from kybernate.bus.port import Conflict
+from schemas.checkpoints import CatalogueEntry, Heir
+from schemas.kubernetes import (
+    ADMISSION_ANNOTATION,
+    NODE_UNAVAILABLE_ANNOTATION,
+    RESTORE_FROM_ANNOTATION,
+    RESUME_LABEL,
+)
+
+SELECTOR: Final = f"{RESUME_LABEL}=true"
+START_FROM_IMAGE: Final = "image"
+TRIES: Final = 20
+
+log = logging.getLogger(__name__)
+
+
+class Heirs:
+    def __init__(self, means: Means, seen: Informer) -> None:
+        """`seen`: the pods with the label."""
+        self._means = means
+        self._seen = seen
+        self._one_at_a_time = asyncio.Lock()
+
+    async def answer(self, request: AdmissionRequest) -> Json:
+        """What the API server is told of a pod that is to be made."""
+        uid, pod = request.uid, request.object
+        new = succession.newcomer(uid, request.namespace, pod)
+        if isinstance(new, Start):
+            return admission.admitted(uid, [], warning=new.warning)
+        async with self._one_at_a_time:
+            decision = await self._decide(new, request)
+        match decision:
+            case ComeAgain(message=message):
+                return admission.sent_back(uid, message)
+            case Inherit(entry=entry):
+                return admission.admitted(uid, admission.resuming(pod, uid, entry.facts))
+            case Start(warning=warning):
+                return admission.admitted(uid, admission.starting(pod, uid), warning=warning)
+
+    async def attend(self, key: Key) -> float | None:
+        """A pod with the label changed: does it run, what does it wait for, was it missed?"""
+        if (pod := self._seen.get(key)) is None:
+            return None
+        told = pod["metadata"].get("annotations", {})
+        if RESTORE_FROM_ANNOTATION in told:
+            entry = await self._means.catalogue.get(told[RESTORE_FROM_ANNOTATION])
+            if entry and entry.heir and entry.heir.claim == told.get(ADMISSION_ANNOTATION):
+                await self._follow(pod, entry, entry.heir)
+        elif ADMISSION_ANNOTATION not in told and pods.began(pod):
+            await self._look_for_missed(pod)
+        return None
+
+    async def _decide(self, new: Newcomer, request: AdmissionRequest) -> Decision:
+        for _ in range(TRIES):
+            entries = await self._means.catalogue.all()
+            labelled = await self._labelled(new) if succession.promised(new, entries) else []
+            decision = succession.decide(new, entries, labelled, self._means.clock())
+            if not isinstance(decision, Inherit):
+                return decision
+            away = await self._away(request.object, decision.entry)
+            try:
+                if not request.dry_run:
+                    await self._promise(decision.entry, new, started=bool(away))
+            except Conflict:  # another controller has promised it
+                continue
+            return Start(warning=away) if away else decision
+        return ComeAgain(message="other new pods of this owner were faster; ask again in a moment")
+
+    async def _labelled(self, new: Newcomer) -> list[Json]:
+        found, _ = await self._means.kube.listed(PODS, namespace=new.namespace, selector=SELECTOR)
+        return found
+
+    async def _promise(self, entry: CatalogueEntry, new: Newcomer, *, started: bool) -> None:
+        since = self._means.clock()
+        heir = Heir(claim=new.request, since=since, pod=new.name, started=started)
+        await self._means.catalogue.bequeath(entry, heir)
+
+    async def _away(self, pod: Json, entry: CatalogueEntry) -> str:
+        """Why the pod starts from its image rather than wait for the node, if it wants that."""
+        wish = pod["metadata"].get("annotations", {}).get(NODE_UNAVAILABLE_ANNOTATION)
+        if wish != START_FROM_IMAGE:
+            return ""
+        node = await self._means.kube.get(NODES, "", entry.facts.node)
+        if trouble := pods.takes_no_pods(node):
+            return (
+                f"node {entry.facts.node} {trouble}, so the pod starts from its image; checkpoint "
+                f"{entry.facts.id} stays: a KybernateRestore resumes it there"
+            )
+        return ""
+
+    async def _follow(self, pod: Json, entry: CatalogueEntry, heir: Heir) -> None:
+        if heir.started:
+            return
+        checkpoint, name = entry.facts.id, pod["metadata"]["name"]
+        if pods.began(pod):
+            with suppress(Conflict):  # another controller saw it too
+                await self._means.catalogue.bequeath(
+                    entry, msgspec.structs.replace(heir, pod=name, started=True)
+                )
+            before = entry.facts.pod.name if entry.facts.pod else ""
+            words = f"goes on where pod {before} was, from checkpoint {checkpoint}"
+            await self._means.tell(pod, conditions.RESUMED, words, warning=False)
+        elif not pods.over(pod) and (waits := pods.unscheduled(pod)):
+            words = (
+                f"waits for node {entry.facts.node}, which holds its checkpoint {checkpoint}: "
+                f"{waits}; docs/kubernetes.md tells how to start it from its image instead"
+            )
+            await self._means.tell(pod, conditions.WAITS_FOR_NODE, words, warning=True)
+
+    async def _look_for_missed(self, pod: Json) -> None:
+        """It runs from its image already, and so will nobody resume in its place later."""
+        entries = await self._means.catalogue.all()
+        entry = succession.missed(pod, entries, self._seen.all(), self._means.clock())
+        if entry is None:
+            return
+        at = pod["metadata"]
+        heir = Heir(claim=at["uid"], since=self._means.clock(), pod=at["name"], started=True)
+        with suppress(Conflict):  # another controller saw it too
+            await self._means.catalogue.bequeath(entry, heir)
+        words = (
+            f"was started from its image, because no controller was reached when it was made; "
+            f"checkpoint {entry.facts.id} stays: a KybernateRestore resumes it"
+        )
+        await self._means.tell(pod, conditions.STARTED_FROM_IMAGE, words, warning=True)

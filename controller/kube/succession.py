@@ -1,0 +1,160 @@
+"""Which checkpoint goes to which new pod of a Deployment, StatefulSet or Job. Pure.
+
+A checkpoint whose pod was ended with it waits for one heir: the next new pod of the same owner, in
+a StatefulSet the next of the same name, in an Indexed Job of the same index. It is promised when
+the pod is admitted and inherited when a container of the pod has run. Until then a promise falls
+back when its pod ends, or was never made:
+
+    nobody's ──▶ promised ──▶ inherited
+        ▲            │
+        └────────────┘
+
+Whether a pod was made is not known as long as its request may be under way. Another new pod of the
+owner is told to come again then, as it would lose what it may inherit a moment later.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+import msgspec
+
+from controller.kube import pods
+from controller.kube.conditions import seconds
+from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.kubernetes import ADMISSION_ANNOTATION, RESTORE_FROM_ANNOTATION
+from schemas.orders import Place
+from schemas.pods import Owner
+
+Json = dict[str, Any]
+
+SERVED: Final = frozenset({"ReplicaSet", "StatefulSet", "Job"})
+REQUEST_SECONDS: Final = 75.0
+"""No request to make a pod takes longer: an API server gives them a minute."""
+
+
+class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod that is to be made, and that may go on for another one."""
+
+    request: str
+    namespace: str
+    owner: Owner
+    name: str = ""
+    """Empty where the API server chooses it."""
+
+
+class Inherit(msgspec.Struct, frozen=True, kw_only=True):
+    """It resumes from this checkpoint."""
+
+    entry: CatalogueEntry
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """It starts from its image."""
+
+    warning: str = ""
+
+
+class ComeAgain(msgspec.Struct, frozen=True, kw_only=True):
+    """It is not known yet."""
+
+    message: str
+
+
+Decision = Inherit | Start | ComeAgain
+
+
+class _Promise(Enum):
+    NOBODYS = auto()
+    UNDER_WAY = auto()
+    KEPT = auto()
+
+
+def newcomer(request: str, namespace: str, pod: Json) -> Newcomer | Start:
+    """Who asks; or why a pod with the label does not."""
+    if RESTORE_FROM_ANNOTATION in pod["metadata"].get("annotations", {}):
+        return Start()
+    owner = pods.owner(pod)
+    if owner is None or owner.kind not in SERVED:
+        of = f"of a {owner.kind}" if owner else "that nothing owns"
+        return Start(
+            warning=f"pods {of} do not resume by themselves; those of a Deployment, StatefulSet "
+            f"or Job do: annotate the pod with {RESTORE_FROM_ANNOTATION} to choose a checkpoint"
+        )
+    name = pod["metadata"].get("name", "") if owner.kind == "StatefulSet" else ""
+    return Newcomer(request=request, namespace=namespace, owner=owner, name=name)
+
+
+def decide(
+    new: Newcomer, entries: Iterable[CatalogueEntry], labelled: Sequence[Json], now: float
+) -> Decision:
+    """`labelled`: the namespace's pods with the label, read after the entries."""
+    promises = [(entry, _promise(entry, new, labelled, now)) for entry in _meant(new, entries)]
+    for entry, promise in promises:
+        if promise is _Promise.NOBODYS:
+            return Inherit(entry=entry)
+    if any(promise is _Promise.UNDER_WAY for _, promise in promises):
+        return ComeAgain(
+            message=f"a checkpoint of {new.owner.kind} {new.owner.name} is promised to another new "
+            "pod that is not there yet; ask again in a moment"
+        )
+    return Start()
+
+
+def promised(new: Newcomer, entries: Iterable[CatalogueEntry]) -> bool:
+    """Whether pods have to be looked at for a decision."""
+    return any(
+        entry.heir is not None and not entry.heir.started and entry.heir.claim != new.request
+        for entry in _meant(new, entries)
+    )
+
+
+def missed(
+    pod: Json, entries: Sequence[CatalogueEntry], labelled: Sequence[Json], now: float
+) -> CatalogueEntry | None:
+    """What a pod should have inherited that was made while nobody could be asked."""
+    metadata = pod["metadata"]
+    new = newcomer(metadata["uid"], metadata["namespace"], pod)
+    if isinstance(new, Start) or ADMISSION_ANNOTATION in metadata.get("annotations", {}):
+        return None
+    if any(entry.heir and entry.heir.claim == new.request for entry in entries):
+        return None
+    made = seconds(metadata["creationTimestamp"])
+    for entry in _meant(new, entries):
+        free = _promise(entry, new, labelled, now) is _Promise.NOBODYS
+        if free and entry.facts.created < made:
+            return entry
+    return None
+
+
+def _meant(new: Newcomer, entries: Iterable[CatalogueEntry]) -> list[CatalogueEntry]:
+    """What was left for pods like this one, newest first; only the last where one runs."""
+    found = [
+        entry
+        for entry in entries
+        if (pod := entry.facts.pod) is not None
+        and (pod.namespace, pod.owner) == (new.namespace, new.owner)
+        and (not new.name or pod.name == new.name)
+        and entry.state is CheckpointState.READY
+        and entry.facts.place == Place.DISK
+        and not entry.facts.left_running
+    ]
+    found.sort(key=lambda entry: entry.facts.created, reverse=True)
+    return found[:1] if new.name or new.owner.index else found
+
+
+def _promise(
+    entry: CatalogueEntry, new: Newcomer, labelled: Sequence[Json], now: float
+) -> _Promise:
+    heir = entry.heir
+    if heir is None or heir.claim == new.request:
+        return _Promise.NOBODYS
+    if heir.started:
+        return _Promise.KEPT
+    for pod in labelled:
+        if pod["metadata"].get("annotations", {}).get(ADMISSION_ANNOTATION) == heir.claim:
+            ended_first = pods.over(pod) and not pods.began(pod)
+            return _Promise.NOBODYS if ended_first else _Promise.KEPT
+    if new.name or now - heir.since > REQUEST_SECONDS:  # of one name there is no second pod
+        return _Promise.NOBODYS
+    return _Promise.UNDER_WAY
