@@ -19,7 +19,7 @@ class Heir(Record, frozen=True, kw_only=True):
     """UID of the admission request that promised it the checkpoint; of the pod, if none did."""
     since: float
     pod: str = ""
-    """Its name, once it is known."""
+    """Its name, once it was seen."""
     started: bool = False
     """It has run, so no other pod comes into its place by itself."""
 

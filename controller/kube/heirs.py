@@ -66,7 +66,7 @@ class Heirs:
             if entry and entry.heir and entry.heir.claim == told.get(ADMISSION_ANNOTATION):
                 await self._follow(pod, entry, entry.heir)
         elif ADMISSION_ANNOTATION not in told and pods.began(pod):
-            await self._look_for_missed(pod)
+            return await self._look_for_missed(pod)
         return None
 
     async def _decide(self, new: Newcomer, request: AdmissionRequest) -> Decision:
@@ -91,7 +91,7 @@ class Heirs:
 
     async def _promise(self, entry: CatalogueEntry, new: Newcomer, *, started: bool) -> None:
         since = self._means.clock()
-        heir = Heir(claim=new.request, since=since, pod=new.name, started=started)
+        heir = Heir(claim=new.request, since=since, started=started)
         await self._means.catalogue.bequeath(entry, heir)
 
     async def _away(self, pod: Json, entry: CatalogueEntry) -> str:
@@ -110,12 +110,9 @@ class Heirs:
     async def _follow(self, pod: Json, entry: CatalogueEntry, heir: Heir) -> None:
         if heir.started:
             return
-        checkpoint, name = entry.facts.id, pod["metadata"]["name"]
-        if pods.began(pod):
-            with suppress(Conflict):  # another controller saw it too
-                await self._means.catalogue.bequeath(
-                    entry, msgspec.structs.replace(heir, pod=name, started=True)
-                )
+        checkpoint, name, began = entry.facts.id, pod["metadata"]["name"], pods.began(pod)
+        await self._note(entry, msgspec.structs.replace(heir, pod=name, started=began))
+        if began:
             before = entry.facts.pod.name if entry.facts.pod else ""
             words = f"goes on where pod {before} was, from checkpoint {checkpoint}"
             await self._means.tell(pod, conditions.RESUMED, words, warning=False)
@@ -126,18 +123,25 @@ class Heirs:
             )
             await self._means.tell(pod, conditions.WAITS_FOR_NODE, words, warning=True)
 
-    async def _look_for_missed(self, pod: Json) -> None:
+    async def _note(self, entry: CatalogueEntry, heir: Heir) -> None:
+        if heir != entry.heir:
+            with suppress(Conflict):  # another controller saw it too
+                await self._means.catalogue.bequeath(entry, heir)
+
+    async def _look_for_missed(self, pod: Json) -> float | None:
         """It runs from its image already, and so will nobody resume in its place later."""
         entries = await self._means.catalogue.all()
         entry = succession.missed(pod, entries, self._seen.all(), self._means.clock())
+        if isinstance(entry, ComeAgain):
+            return succession.REQUEST_SECONDS
         if entry is None:
-            return
+            return None
         at = pod["metadata"]
         heir = Heir(claim=at["uid"], since=self._means.clock(), pod=at["name"], started=True)
-        with suppress(Conflict):  # another controller saw it too
-            await self._means.catalogue.bequeath(entry, heir)
+        await self._note(entry, heir)
         words = (
             f"was started from its image, because no controller was reached when it was made; "
             f"checkpoint {entry.facts.id} stays: a KybernateRestore resumes it"
         )
         await self._means.tell(pod, conditions.STARTED_FROM_IMAGE, words, warning=True)
+        return None

@@ -89,16 +89,7 @@ def decide(
     new: Newcomer, entries: Iterable[CatalogueEntry], labelled: Sequence[Json], now: float
 ) -> Decision:
     """`labelled`: the namespace's pods with the label, read after the entries."""
-    promises = [(entry, _promise(entry, new, labelled, now)) for entry in _meant(new, entries)]
-    for entry, promise in promises:
-        if promise is _Promise.NOBODYS:
-            return Inherit(entry=entry)
-    if any(promise is _Promise.UNDER_WAY for _, promise in promises):
-        return ComeAgain(
-            message=f"a checkpoint of {new.owner.kind} {new.owner.name} is promised to another new "
-            "pod that is not there yet; ask again in a moment"
-        )
-    return Start()
+    return _chosen(new, _meant(new, entries), labelled, now)
 
 
 def promised(new: Newcomer, entries: Iterable[CatalogueEntry]) -> bool:
@@ -111,7 +102,7 @@ def promised(new: Newcomer, entries: Iterable[CatalogueEntry]) -> bool:
 
 def missed(
     pod: Json, entries: Sequence[CatalogueEntry], labelled: Sequence[Json], now: float
-) -> CatalogueEntry | None:
+) -> CatalogueEntry | ComeAgain | None:
     """What a pod should have inherited that was made while nobody could be asked."""
     metadata = pod["metadata"]
     new = newcomer(metadata["uid"], metadata["namespace"], pod)
@@ -119,12 +110,15 @@ def missed(
         return None
     if any(entry.heir and entry.heir.claim == new.request for entry in entries):
         return None
-    made = seconds(metadata["creationTimestamp"])
-    for entry in _meant(new, entries):
-        free = _promise(entry, new, labelled, now) is _Promise.NOBODYS
-        if free and entry.facts.created < made:
+    made = seconds(metadata["creationTimestamp"]) + 1  # it is told in whole seconds
+    earlier = [entry for entry in _meant(new, entries) if entry.facts.created < made]
+    match _chosen(new, earlier, labelled, now):
+        case Inherit(entry=entry):
             return entry
-    return None
+        case ComeAgain() as later:
+            return later
+        case Start():
+            return None
 
 
 def _meant(new: Newcomer, entries: Iterable[CatalogueEntry]) -> list[CatalogueEntry]:
@@ -143,6 +137,21 @@ def _meant(new: Newcomer, entries: Iterable[CatalogueEntry]) -> list[CatalogueEn
     return found[:1] if new.name or new.owner.index else found
 
 
+def _chosen(
+    new: Newcomer, meant: Sequence[CatalogueEntry], labelled: Sequence[Json], now: float
+) -> Decision:
+    promises = [(entry, _promise(entry, new, labelled, now)) for entry in meant]
+    for entry, promise in promises:
+        if promise is _Promise.NOBODYS:
+            return Inherit(entry=entry)
+    if any(promise is _Promise.UNDER_WAY for _, promise in promises):
+        return ComeAgain(
+            message=f"a checkpoint of {new.owner.kind} {new.owner.name} is promised to another new "
+            "pod that is not there yet; ask again in a moment"
+        )
+    return Start()
+
+
 def _promise(
     entry: CatalogueEntry, new: Newcomer, labelled: Sequence[Json], now: float
 ) -> _Promise:
@@ -155,6 +164,6 @@ def _promise(
         if pod["metadata"].get("annotations", {}).get(ADMISSION_ANNOTATION) == heir.claim:
             ended_first = pods.over(pod) and not pods.began(pod)
             return _Promise.NOBODYS if ended_first else _Promise.KEPT
-    if new.name or now - heir.since > REQUEST_SECONDS:  # of one name there is no second pod
-        return _Promise.NOBODYS
+    if new.name or heir.pod or now - heir.since > REQUEST_SECONDS:
+        return _Promise.NOBODYS  # of one name there is no second pod; one that was seen is gone
     return _Promise.UNDER_WAY

@@ -9,7 +9,7 @@ import msgspec
 from kybernate.cli import options, progress, text
 from kybernate.cli.connection import Connection, segment
 from schemas.actions import Action, ActionState
-from schemas.checkpoints import CatalogueEntry
+from schemas.checkpoints import CatalogueEntry, Heir
 from schemas.failures import Failure
 from schemas.messages import Checkpointed, Restored
 from schemas.nodes import SILENT_AFTER_SECONDS, Inventory
@@ -225,11 +225,16 @@ def _checkpoint_text(entry: CatalogueEntry) -> str:
         ("Size", text.size(facts.size)),
         ("Memory", text.size(facts.memory_bytes) if facts.memory_bytes else ""),
         ("Left running", "yes" if facts.left_running else "no"),
+        ("Inherited by", _heir(entry.heir) if entry.heir else ""),
         ("Digest", facts.digest),
         ("Trace", facts.traceparent),
     ]
     gpus = [(f"GPU {gpu.index}", f"{gpu.model}, {gpu.uuid}") for gpu in facts.gpus]
     return text.facts(pairs + gpus)
+
+
+def _heir(heir: Heir) -> str:
+    return f"pod {heir.pod or 'not seen yet'}{'' if heir.started else ', which has not run yet'}"
 
 
 def _node_text(node: Inventory) -> str:

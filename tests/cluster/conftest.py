@@ -61,6 +61,13 @@ async def own_cluster(cluster: Cluster) -> AsyncIterator[Cluster]:
         yield running
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kubeconfig(cluster: Cluster) -> AsyncIterator[Path]:
+    """The controllers' own, with the roles that they are given in `deploy/base`."""
+    with tempfile.TemporaryDirectory(prefix="ky-") as folder:
+        yield await kube_world.install(cluster, Path(folder))
+
+
 @pytest.fixture
 async def name(cluster: Cluster) -> AsyncIterator[str]:
     """For a pod that is deleted after the test, if it was made."""

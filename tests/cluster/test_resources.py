@@ -3,13 +3,11 @@
 import asyncio
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from controller.kube.client import CHECKPOINTS, PODS, RESTORES
 from kybernate.embedded.kubernetes.cluster import Cluster
@@ -18,13 +16,6 @@ from tests.support import kube_world
 from tests.support.controllers import until
 from tests.support.fake_worker import failure
 from tests.support.kube_world import World, condition, settle, world
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def kubeconfig(cluster: Cluster) -> AsyncIterator[Path]:
-    """The controllers' own, with the roles that they are given in `deploy/base`."""
-    with tempfile.TemporaryDirectory(prefix="ky-") as folder:
-        yield await kube_world.install(cluster, Path(folder))
 
 
 @pytest.fixture

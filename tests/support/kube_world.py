@@ -13,8 +13,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from controller.app import serving
-from controller.kube.client import CHECKPOINTS, PODS, RESTORES, Kube, Resource, connect
+from controller.kube.client import CHECKPOINTS, NODES, PODS, RESTORES, Kube, Resource, connect
 from controller.settings import ControllerSettings
 from kybernate.bus.memory import MemoryBroker
 from kybernate.bus.port import Bus
@@ -26,7 +28,6 @@ from tests.support.controllers import IMPATIENT, until
 from tests.support.fake_worker import FakeWorker, working
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-NODES = Resource(api="/api/v1", plural="nodes")
 NAMESPACES = Resource(api="/api/v1", plural="namespaces")
 EVENTS = Resource(api="/api/v1", plural="events")
 
@@ -75,10 +76,16 @@ class World:
         )
 
     @asynccontextmanager
-    async def controllers(self, count: int = 1) -> AsyncIterator[None]:
+    async def controllers(self, count: int = 1, **more: Any) -> AsyncIterator[None]:
+        """`more`: settings of theirs; those that are lists have one value for each."""
         async with AsyncExitStack() as stack:
-            for _ in range(count):
-                await stack.enter_async_context(serving(self._settings, self.bus, rules=IMPATIENT))
+            for number in range(count):
+                own = {
+                    name: one[number] if isinstance(one, list) else one
+                    for name, one in more.items()
+                }
+                settings = msgspec.structs.replace(self._settings, **own)
+                await stack.enter_async_context(serving(settings, self.bus, rules=IMPATIENT))
             yield
 
     async def pod(self, name: str, *, run: bool = True, **spec: Any) -> Any:
@@ -148,8 +155,15 @@ class World:
 
     async def catalogue(self) -> dict[str, str]:
         """The state of every checkpoint."""
+        return {entry.facts.id: entry.state.value for entry in await self.entries()}
+
+    async def heirs(self) -> list[str]:
+        """The pods to which checkpoints are promised; an empty name for one not seen yet."""
+        return [entry.heir.pod for entry in await self.entries() if entry.heir]
+
+    async def entries(self) -> list[CatalogueEntry]:
         rows = await self.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry).all()
-        return {key: row.value.state.value for key, row in rows.items()}
+        return [row.value for row in rows.values()]
 
 
 @asynccontextmanager

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.kube import succession
-from controller.kube.succession import REQUEST_SECONDS, Inherit, Newcomer, Start
+from controller.kube import pods, succession
+from controller.kube.succession import REQUEST_SECONDS, ComeAgain, Inherit, Newcomer, Start
 from schemas.checkpoints import CatalogueEntry, CheckpointState, Heir
 from schemas.kubernetes import ADMISSION_ANNOTATION, RESTORE_FROM_ANNOTATION
 from schemas.pods import Owner
@@ -96,8 +96,12 @@ def test_pods_of_an_indexed_job_inherit_by_their_index() -> None:
     assert decided(left("c", first), by=asking(first)) == "c"
 
 
+def other_heir(claim: str = "other", pod: str = "", *, started: bool = False) -> Heir:
+    return Heir(claim=claim, since=NOW, pod=pod, started=started)
+
+
 def promised(owner: Owner = SET, **heir: Any) -> CatalogueEntry:
-    return left("c", owner, name="counter-0", heir=Heir(**{"claim": "other", "since": NOW} | heir))
+    return left("c", owner, name="counter-0", heir=other_heir(**heir))
 
 
 def test_the_same_request_gets_the_same_answer() -> None:
@@ -135,7 +139,7 @@ NEVER_STARTED = {"state": {"terminated": {"reason": "StartError"}}}
 def test_a_pod_keeps_its_promise_unless_it_ended_before_it_ran(
     status: dict[str, Any], inherited: str
 ) -> None:
-    """Later than any request may take: what counts is the pod."""
+    """What counts is the pod, however long ago it was asked for."""
     pod = promised_pod("other", **status)
 
     assert decided(promised(), labelled=[pod], now=NOW + 1000) == inherited
@@ -146,6 +150,10 @@ def test_a_pod_that_goes_before_it_ran_leaves_its_promise() -> None:
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     assert decided(promised(), labelled=[pod]) == "c"
+
+
+def test_a_pod_that_was_seen_and_is_gone_leaves_its_promise() -> None:
+    assert decided(promised(pod="counter-x")) == "c"
 
 
 def test_a_pod_that_ran_keeps_it_for_ever() -> None:
@@ -186,12 +194,14 @@ def late(**metadata: Any) -> Any:
 def test_a_pod_made_while_nobody_answered_missed_what_was_there() -> None:
     entry = left("c", SET, created=NOW - 1)
 
-    def missed(pod: Any, *entries: CatalogueEntry) -> Any:
-        return succession.missed(pod, entries, [], NOW + 5)
+    def missed(pod: Any, *entries: CatalogueEntry, now: float = NOW + 5) -> Any:
+        return succession.missed(pod, entries, [], now)
 
     assert missed(late(), entry) == entry
-    assert missed(late(), left("c", SET, created=NOW + 1)) is None
-    assert missed(late(), promised()) is None
+    assert missed(late(), left("c", SET, created=NOW + 2)) is None
+    assert isinstance(missed(late(), promised()), ComeAgain)
+    assert missed(late(), promised(), now=NOW + REQUEST_SECONDS + 1) == promised()
+    assert missed(late(), promised(started=True)) is None
     assert missed(late(annotations={ADMISSION_ANNOTATION: "seen"}), entry) is None
     used = promised(claim="late", started=True)
     assert missed(late(), used, entry) is None
@@ -224,17 +234,23 @@ class House:
         if request in self.under_way:
             self.pods[request] = promised_pod(request, phase="Pending")
 
+    def see(self, request: str) -> None:
+        if request in self.pods:
+            self.note(request, pod="counter-x")
+
+    def note(self, request: str, **what: Any) -> None:
+        entry = self.entries[self.under_way[request]]
+        if entry.heir and entry.heir.claim == request:
+            heir = msgspec.structs.replace(entry.heir, **what)
+            self.entries[entry.facts.id] = msgspec.structs.replace(entry, heir=heir)
+
     def run(self, request: str) -> None:
-        if request in self.pods and not succession.pods.over(self.pods[request]):
-            checkpoint = self.under_way[request]
-            if succession.pods.began(self.pods[request]):
+        if request in self.pods and not pods.over(self.pods[request]):
+            if pods.began(self.pods[request]):
                 return
             self.pods[request] |= {"status": running()}
-            self.resumed.append(checkpoint)
-            entry = self.entries[checkpoint]
-            assert entry.heir
-            heir = msgspec.structs.replace(entry.heir, started=True)
-            self.entries[checkpoint] = msgspec.structs.replace(entry, heir=heir)
+            self.resumed.append(self.under_way[request])
+            self.note(request, started=True)
 
     def fail(self, request: str) -> None:
         if request in self.pods:
@@ -253,7 +269,7 @@ class House:
 
     def forget(self, request: str) -> None:
         """A pod that is over is seen no more."""
-        if request in self.pods and succession.pods.over(self.pods[request]):
+        if request in self.pods and pods.over(self.pods[request]):
             del self.pods[request]
             self.under_way.pop(request)
 
