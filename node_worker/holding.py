@@ -104,6 +104,8 @@ class Holding:
             processes=self.seen.processes,
             connections=self.seen.connections,
             outside_tcp=self._order.outside_tcp,
+            other_users=self.seen.other_users,
+            shared_pids=self._shares_pids(),
             terminal=self.task.stdio.terminal,
             cgroup_v1=self.seen.cgroup_v1,
             free_disk=free,
@@ -112,6 +114,11 @@ class Holding:
             gpu_bytes=obstacles.vram_bytes(self.evidence),
             gpu_pids=frozenset(process.pid for process in self.evidence.processes),
         )
+
+    def _shares_pids(self) -> bool:
+        """Kubelet says by no word of its own whether the container has process IDs for itself."""
+        first = {one.inner_pid for one in self.seen.processes if one.pid == self.task.pid}
+        return volumes.UID_LABEL in self.container.labels and bool(first) and first != {1}
 
     async def _lock(self, notes: HeldNotes) -> None:
         if notes.gpu_pids:

@@ -45,6 +45,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[Process, ...]
     connections: tuple[TcpConnection, ...] = ()
     outside_tcp: OutsideTcp = OutsideTcp.CLOSE
+    other_users: bool = True
+    """Whether CRIU can dump processes of other users than root."""
+    shared_pids: bool = False
+    """A pod's container without a PID namespace of its own."""
     terminal: bool = False
     cgroup_v1: bool = False
     free_disk: int
@@ -77,6 +81,14 @@ def _all(facts: Facts) -> Iterator[Failure]:
         )
     for process in facts.processes:
         yield from _of_process(process, facts)
+    yield from _of_users(facts)
+    if facts.shared_pids:
+        yield Failure(
+            reason=reasons.CANNOT_BE_CHECKPOINTED,
+            message="the container shares process IDs with its pod or its node, where others may "
+            "have them when it resumes",
+            advice="Run the pod without hostPID and shareProcessNamespace.",
+        )
     yield from _of_connections(facts)
     if facts.terminal:
         yield Failure(
@@ -102,13 +114,33 @@ def _of_process(process: Process, facts: Facts) -> Iterator[Failure]:
             advice="End the debugger or tracer and try again.",
         )
     for file in process.files:
-        if why := _cannot_be_dumped(file, gpu=process.pid in facts.gpu_pids):
+        if file.dated:
+            yield Failure(
+                reason=reasons.CANNOT_BE_CHECKPOINTED,
+                message=f"{_name(process)} has {file.target} open as descriptor "
+                f"{file.descriptor}: a file of a configMap, a secret or a token, which has another "
+                "path in each pod",
+                advice="Close it after reading, or mount the file by its subPath.",
+            )
+        elif why := _cannot_be_dumped(file, gpu=process.pid in facts.gpu_pids):
             yield Failure(
                 reason=reasons.CANNOT_BE_CHECKPOINTED,
                 message=f"{_name(process)} has {why} open as descriptor {file.descriptor}, "
                 "which CRIU cannot dump",
                 advice="Close it before the checkpoint, or run the program without it.",
             )
+
+
+def _of_users(facts: Facts) -> Iterator[Failure]:
+    others = [process for process in facts.processes if not process.of_root]
+    if others and not facts.other_users:
+        yield Failure(
+            reason=reasons.CANNOT_BE_CHECKPOINTED,
+            message=f"{_name(others[0])} does not run as root (user and group), and containerd "
+            "lacks CAP_SYS_RESOURCE on this node, without which CRIU can dump root's alone",
+            advice="Give containerd that capability (systemd does; some machines that are "
+            "containers themselves do not), or run the container as root.",
+        )
 
 
 def _cannot_be_dumped(file: OpenFile, *, gpu: bool) -> str:

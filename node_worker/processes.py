@@ -19,6 +19,9 @@ CGROUPS: Final = Path("/sys/fs/cgroup")
 
 _KIB: Final = 1024
 _LISTEN: Final = 10
+_CAP_SYS_RESOURCE: Final = 24
+_DATED: Final = re.compile(r"/\.\.\d{4}(_\d\d){5}\.\d+/")
+"""Where kubelet keeps files of a configMap, a secret or a token: another place in each pod."""
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]$")
 _STATUS_LINE: Final = re.compile(r"^(\w+):\s*(.*)$", re.MULTILINE)
 _UNLIMITED: Final = 1 << 60
@@ -26,13 +29,15 @@ _UNLIMITED: Final = 1 << 60
 
 
 class OpenFile(msgspec.Struct, frozen=True, kw_only=True):
-    """An open file that is a device, or of a kind that only the kernel knows."""
+    """An open file that is a device, of a kind that only the kernel knows, or dated by kubelet."""
 
     descriptor: int
     target: str
     """As the link in /proc says: a path, or `anon_inode:[io_uring]`."""
     device: tuple[int, int] | None = None
     block: bool = False
+    dated: bool = False
+    """Of a configMap, a secret or a token: it has another path in each pod."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +50,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """As ps shows it: R, S, D, T (stopped), t (traced), Z …"""
     tracer: int = 0
+    parent: int = 0
+    of_root: bool = True
+    """All its users and groups are root, which is CRIU's own."""
     threads: int = 1
     rss_bytes: int = 0
     private_bytes: int = 0
@@ -85,6 +93,25 @@ def is_cgroup_v1(pid: int, *, proc: Path = PROC) -> bool:
     return "freezer" in _cgroups(pid, proc)
 
 
+def other_users_can_be_dumped(processes: Iterable[Process], *, proc: Path = PROC) -> bool:
+    """Whether CRIU may look at limits of other users' processes. It is a child of the shim, and so
+    has the capabilities of whoever is the parent of the container's first process.
+    """
+    found = tuple(processes)
+    inside = {process.pid for process in found}
+    shims = {process.parent for process in found} - inside - {0}
+    return all(_effective(proc / str(pid)) >> _CAP_SYS_RESOURCE & 1 for pid in shims)
+
+
+def _effective(folder: Path) -> int:
+    """Capabilities; all where they cannot be seen, and CRIU will tell."""
+    try:
+        status = dict(_STATUS_LINE.findall((folder / "status").read_text(errors="replace")))
+    except (FileNotFoundError, ProcessLookupError):
+        return ~0
+    return int(status.get("CapEff", "0"), 16)
+
+
 def free_memory(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """What the process could still allocate: the host's free memory, or its cgroup's if less."""
     text = (proc / "meminfo").read_text()
@@ -104,6 +131,8 @@ def _process(folder: Path, pid: int) -> Process | None:
         name=status.get("Name", ""),
         state=status.get("State", "?")[:1],
         tracer=int(status.get("TracerPid", "0")),
+        parent=int(status.get("PPid", "0")),
+        of_root=set(f"{status.get('Uid', '0')} {status.get('Gid', '0')}".split()) == {"0"},
         threads=int(status.get("Threads", "1")),
         rss_bytes=_bytes(status, "VmRSS"),
         private_bytes=_bytes(status, "RssAnon") + _bytes(status, "VmSwap"),
@@ -140,6 +169,8 @@ def _special(descriptor: int, target: str, status: os.stat_result) -> OpenFile |
         return OpenFile(descriptor=descriptor, target=target, device=device, block=block)
     if target.startswith("anon_inode:"):
         return OpenFile(descriptor=descriptor, target=target)
+    if _DATED.search(target):
+        return OpenFile(descriptor=descriptor, target=target, dated=True)
     return None
 
 

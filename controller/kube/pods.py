@@ -77,7 +77,7 @@ ADDED_TOLERATIONS: Final = frozenset(
 )
 NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
 """What a container ended with that could not even be started."""
-SHARED: Final = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
+SHARED: Final = ("hostPID", "hostIPC", "shareProcessNamespace")
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

@@ -91,7 +91,7 @@ SCRATCH = [{"name": "scratch", "emptyDir": {"medium": "HugePages"}}]
         ({"run": False}, {}, "PodNotRunning"),
         ({"containers": TWO, "run": False}, {}, "PodNotRunning"),
         ({"volumes": SCRATCH}, {}, "VolumeCannotComeAlong"),
-        ({"hostNetwork": True}, {}, "PodUnsupported"),
+        ({"hostPID": True}, {}, "PodUnsupported"),
         ({}, {"containerName": "other"}, "ContainerNotFound"),
         ({}, {"storage": {"type": "s3"}}, "NotServed"),
     ],

@@ -66,7 +66,7 @@ TWO = [{"name": "counter"}, {"name": "other"}]
             conditions.RUNTIME_UNSUPPORTED,
         ),
         (running_pod(containers=TWO), conditions.SEVERAL_CONTAINERS),
-        (running_pod(hostNetwork=True), conditions.POD_UNSUPPORTED),
+        (running_pod(hostPID=True), conditions.POD_UNSUPPORTED),
         (running_pod(shareProcessNamespace=True), conditions.POD_UNSUPPORTED),
         (
             running_pod(volumes=[{"name": "scratch", "emptyDir": {"medium": "HugePages-2Mi"}}]),

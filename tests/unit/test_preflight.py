@@ -54,6 +54,23 @@ def test_an_ordinary_process_may_be_checkpointed() -> None:
     assert obstacles(facts(*ordinary)) == ()
 
 
+def test_processes_of_other_users_need_a_capability_of_containerd() -> None:
+    found = facts(process(), process(101, of_root=False), other_users=False)
+
+    assert only(found) == reasons.CANNOT_BE_CHECKPOINTED
+    assert "CAP_SYS_RESOURCE" in obstacles(found)[0].message
+    assert not obstacles(facts(process(), other_users=False))
+    assert not obstacles(facts(process(of_root=False)))
+
+
+def test_what_a_pods_next_container_cannot_have_again_is_told() -> None:
+    path = "/settings/..2026_01_02_03_04_05.123456789/colour"
+    file = OpenFile(descriptor=7, target=path, dated=True)
+
+    assert only(facts(process(files=(file,)))) == reasons.CANNOT_BE_CHECKPOINTED
+    assert only(facts(process(), shared_pids=True)) == reasons.CANNOT_BE_CHECKPOINTED
+
+
 def test_a_container_without_processes_is_not_running() -> None:
     assert only(facts()) == reasons.NOT_RUNNING
 

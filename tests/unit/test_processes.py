@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from node_worker.processes import free_memory, is_cgroup_v1, look, tcp_connections
+from node_worker.processes import (
+    free_memory,
+    is_cgroup_v1,
+    look,
+    other_users_can_be_dumped,
+    tcp_connections,
+)
 
 MIB = 1024 * 1024
 
@@ -166,3 +172,45 @@ def test_without_a_limit_the_host_s_free_memory_counts(tmp_path: Path) -> None:
     limits(groups / "memory/box", str((1 << 63) - 4096), MIB, V1)
 
     assert free_memory(1, proc=proc, cgroups=groups) == 9000 * 1024
+
+
+def test_an_open_file_that_kubelet_has_dated_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "..2026_01_02_03_04_05.123456789"
+    folder.mkdir()
+    (tmp_path / "..data").symlink_to(folder.name)
+    (folder / "colour").touch()
+    (tmp_path / "other").touch()
+
+    with (tmp_path / "..data/colour").open(), (tmp_path / "other").open():
+        (found,) = look([os.getpid()])
+
+    assert [file.target for file in found.files if file.dated] == [str(folder / "colour")]
+
+
+def test_another_user_is_told_by_any_of_a_processs_users_and_groups() -> None:
+    root, other, group = (
+        subprocess.Popen(["sleep", "1000"], user=user, group=group)
+        for user, group in ((0, 0), (7, 0), (0, 7))
+    )
+    try:
+        found = look([root.pid, other.pid, group.pid])
+    finally:
+        for process in (root, other, group):
+            process.kill()
+            process.wait()
+
+    assert [process.of_root for process in found] == [True, False, False]
+    assert {process.parent for process in found} == {os.getpid()}
+
+
+@pytest.mark.parametrize(("capabilities", "can"), [("1000000", True), ("feffffff", False)])
+def test_whether_other_users_can_be_dumped_is_up_to_the_parent(
+    tmp_path: Path, capabilities: str, *, can: bool
+) -> None:
+    status = "Name:\tsleep\nPPid:\t{}\nNSpid:\t{}\nCapEff:\t{}\n"
+    for pid, parent, held in ((5, 1, capabilities), (6, 5, "0"), (7, 6, "0")):
+        (tmp_path / f"{pid}/fd").mkdir(parents=True)
+        (tmp_path / f"{pid}/status").write_text(status.format(parent, pid, held))
+
+    assert other_users_can_be_dumped(look([6, 7], proc=tmp_path), proc=tmp_path) is can
+    assert other_users_can_be_dumped(look([5], proc=tmp_path), proc=tmp_path), "not to be seen"
