@@ -194,7 +194,9 @@ REFUSED = {
 async def test_what_cannot_resume_is_refused_and_runs_on(
     pods: Resources, furniture: Furniture
 ) -> None:
-    expected = {await pods.apply(bare(pods, **{field: True})): REFUSED[field] for field in REFUSED}
+    expected = {
+        await pods.apply(bare(pods, COUNT, **{field: True})): REFUSED[field] for field in REFUSED
+    }
     reader = bare(pods, f"exec 3</settings/colour; {COUNT}", volumes=furniture.volumes())
     reader["spec"]["containers"][0]["volumeMounts"] = furniture.mounts()
     expected[await pods.apply(reader)] = "a file of a configMap, a secret or a token"
