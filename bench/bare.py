@@ -45,7 +45,12 @@ class Bare:
         )
         paths = RestorePaths(image_path=str(self._images), work_path=str(self._work))
         await self._runtime.create_task(
-            NAMESPACE, self._id, mounts=mounts, stdio=self._stdio, restore=paths
+            NAMESPACE,
+            self._id,
+            mounts=mounts,
+            stdio=self._stdio,
+            restore=paths,
+            options=container.runtime_options,
         )
         return await self._runtime.start_task(NAMESPACE, self._id)
 

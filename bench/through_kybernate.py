@@ -11,7 +11,7 @@ from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed
 from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
 
-BYTES = frozenset({"rootfs", "hash", "seal", "snapshot", "verify"})
+BYTES = frozenset({"rootfs", "hash", "seal", "verify"})
 """Steps that hash, copy or make durable; the others call containerd, or are coordination."""
 
 

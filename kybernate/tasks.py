@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 log = logging.getLogger(__name__)
 
 _SPREAD = 0.25
@@ -110,6 +111,17 @@ async def run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
                 await end(task)
     if not task.cancelled():
         task.result()
+
+
+async def together(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
+    """Both results, once both have ended: nothing goes on beside whoever deals with a failure."""
+    works = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    await asyncio.wait(works)
+    problems = [work.exception() for work in works]
+    for problem in problems:
+        if problem is not None:
+            raise problem
+    return works[0].result(), works[1].result()
 
 
 async def end(task: "asyncio.Task[Any]") -> None:

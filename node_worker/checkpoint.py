@@ -31,6 +31,7 @@ from schemas import reasons
 from schemas.manifest import (
     IMAGES_FOLDER,
     ROOTFS_FILE,
+    CheckpointFacts,
     ContainerRecord,
     FileEntry,
     Manifest,
@@ -85,14 +86,9 @@ class CheckpointActor(StepActor[HeldNotes]):
         return await in_thread(self._is_published)
 
     async def result(self, _: HeldNotes) -> Checkpointed:
-        folder = await in_thread(self._means.store.folder, self._order.checkpoint)
-        manifest = await in_thread(read_manifest, folder)
-        digest = await in_thread(manifest_digest, folder)
-        return Checkpointed(checkpoint=facts_of(manifest, digest))
+        return Checkpointed(checkpoint=await in_thread(self._published_facts))
 
     async def _stage(self, _: HeldNotes) -> None:
-        self._staging = await in_thread(self._new_folders)
-        self._follower.start(self._staging)
         container, space = self._held.container, self._order.target.namespace
         if not container.snapshot_key:
             raise Refused(
@@ -100,11 +96,13 @@ class CheckpointActor(StepActor[HeldNotes]):
                 "the container's root filesystem is not a snapshot of containerd",
                 advice="Run the container from an image.",
             )
-        snapshot, self._mounts = await asyncio.gather(
-            self._means.runtime.snapshot(space, container.snapshotter, container.snapshot_key),
-            self._means.runtime.mounts(space, container.snapshotter, container.snapshot_key),
+        key = (space, container.snapshotter, container.snapshot_key)
+        asked = asyncio.gather(self._means.runtime.snapshot(*key), self._means.runtime.mounts(*key))
+        (snapshot, self._mounts), self._staging = await tasks.together(
+            asked, in_thread(self._new_folders)
         )
         self._parent = snapshot.parent
+        self._follower.start(self._staging)
 
     def _new_folders(self) -> Path:
         with contextlib.suppress(NoSuchCheckpoint):  # as it should be
@@ -164,6 +162,10 @@ class CheckpointActor(StepActor[HeldNotes]):
         seal(self._staging, self._manifest())
         self._means.store.publish(self._order.checkpoint)
 
+    def _published_facts(self) -> CheckpointFacts:
+        folder = self._means.store.folder(self._order.checkpoint)
+        return facts_of(read_manifest(folder), manifest_digest(folder))
+
     def _is_published(self) -> bool:
         try:
             folder = self._means.store.folder(self._order.checkpoint)
@@ -172,11 +174,8 @@ class CheckpointActor(StepActor[HeldNotes]):
         return read_manifest(folder).action == self._job.action
 
     async def _release(self, notes: HeldNotes) -> None:
-        if self._order.leave_running:
-            await self._held.let_run(notes)
-        else:
-            await self._held.end_task(notes)
-        await in_thread(folders.remove, self._work)
+        go = self._held.let_run if self._order.leave_running else self._held.end_task
+        await tasks.together(go(notes), in_thread(folders.remove, self._work))
 
     def _manifest(self) -> Manifest:
         log = criu_log.read_log(self._work)
@@ -192,7 +191,7 @@ class CheckpointActor(StepActor[HeldNotes]):
             pids=tuple(process.pid for process in processes),
             gpus=self._held.evidence.gpus if self._held.evidence.processes else (),
             gpu_processes=numbered_inside(self._held.evidence.processes, self._held.seen.processes),
-            memory_bytes=sum(one.size for one in self._files if "/pages-" in one.path),
+            memory_bytes=sum(one.size for one in self._files if criu_images.is_memory(one.path)),
             left_running=self._order.leave_running,
             timings=tuple(self._times),
             pod=self._order.pod,

@@ -128,6 +128,11 @@ def processes(images: Path) -> tuple[ImageProcess, ...]:
     )
 
 
+def is_memory(path: str) -> bool:
+    """Whether the file of that name holds pages of memory, as they were."""
+    return path.rpartition("/")[2].startswith("pages-")
+
+
 def needs_changes(images: Path) -> bool:
     """Whether they can only be restored as a changed copy."""
     entries = _entries(images / FILES_IMAGE, _FILES_MAGIC)

@@ -1,10 +1,11 @@
 """Resumes a container from a checkpoint on disk, step by step.
 
-resolve, fit: nothing is touched. snapshot, container: a fresh root filesystem with the changes of
-the checkpoint, and the record that names it. create: containerd makes the task. verify: every
-byte is what was sealed; it runs from resolve on beside the other steps and is waited for before
-start, for that is where runc hands the images to CRIU. gpu: memory back on the GPU; this commits.
-settle: what the container had before is cleared away.
+resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, and every byte
+that is interpreted is right. prepare: a fresh root filesystem with the changes of the checkpoint,
+and the record that names it. create: containerd makes the task. start: runc and CRIU come as far
+as the gate, which opens when the memory and the changed files are verified as well; that runs
+beside all steps from resolve on. gpu: memory back on the GPU; this commits. settle: what the
+container had before is cleared away.
 
 Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
 is the job's own, because containerd's clean-up after a failed restore can empty a snapshot.
@@ -12,16 +13,16 @@ is the job's own, because containerd's clean-up after a failed restore can empty
 
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import Awaitable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from kybernate import tasks
-from kybernate.store import Damage, Damaged, read_manifest, verify
-from node_worker import archives, criu_images, criu_process, folders, host, rootfs, runc_state
+from kybernate.store import Damage, Damaged, read_manifest
+from node_worker import criu_images, criu_process, folders, gate, host, rootfs, runc_state
 from node_worker.actors import Means, Step, StepActor
 from node_worker.containerd.options import with_root
 from node_worker.containerd.port import (
@@ -45,14 +46,13 @@ from node_worker.resumed import renamed_streams, resumed_spec
 from node_worker.surroundings import numbered_outside
 from node_worker.tasks_of import ALIVE, Tasks
 from node_worker.threads import in_thread
+from node_worker.verification import Verification
 from schemas import reasons
 from schemas.base import Record
 from schemas.gpus import GpuProcess
 from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
 from schemas.messages import Job, Restored
 from schemas.orders import RestoreOrder
-
-T = TypeVar("T")
 
 JOB_LABEL: Final = "kybernate.io/restored-by"
 """Tells the record that a job made from the one that was there before."""
@@ -85,17 +85,17 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._manifest: Manifest
         self._mounts: tuple[Mount, ...] = ()
         self._has_image = False
-        self._verifying: asyncio.Task[None] | None = None
+        self._has_task = False
+        self._verification: Verification | None = None
         self._filling: asyncio.Task[None] | None = None
         super().__init__(
             RestoreNotes,
             (
                 Step(name="resolve", do=self._resolve, undo=self._unresolve),
                 Step(name="fit", do=self._fit),
-                Step(name="snapshot", do=self._snapshot, undo=self._remove_snapshot),
-                Step(name="container", do=self._container, undo=self._put_record_back),
-                Step(name="create", do=self._create, undo=self._delete_task),
                 Step(name="verify", do=self._verify, long=True),
+                Step(name="prepare", do=self._prepare, undo=self._unprepare),
+                Step(name="create", do=self._create, undo=self._delete_task),
                 Step(name="start", do=self._start, undo=self._delete_task, long=True),
                 Step(name="gpu", do=self._bring_gpu_back),
                 Step(name="settle", do=self._settle),
@@ -123,11 +123,12 @@ class RestoreActor(StepActor[RestoreNotes]):
     # looking
 
     async def _resolve(self, _: RestoreNotes) -> RestoreNotes:
-        self._folder, self._manifest = await in_thread(self._opened)
-        self._verifying = asyncio.create_task(in_thread(verify, self._folder, self._manifest))
-        before, task, self._has_image = await asyncio.gather(
-            self._tasks.container(), self._tasks.found(), self._image_is_there()
+        (self._folder, self._manifest), before, task = await asyncio.gather(
+            in_thread(self._opened), self._tasks.container(), self._tasks.found()
         )
+        self._verification = Verification(self._folder, self._manifest)
+        self._has_task = task is not None
+        self._has_image = await self._image_is_there()
         if task is not None and task.status in ALIVE:
             raise Refused(
                 reasons.ALREADY_RUNNING,
@@ -161,7 +162,8 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _unresolve(self, _: RestoreNotes) -> None:
         """Nothing reads the checkpoint any more."""
-        await _let_go(self._verifying)
+        if self._verification is not None:
+            await self._verification.end()
         await in_thread(self._clear_folders)
 
     async def _fit(self, notes: RestoreNotes) -> RestoreNotes:
@@ -186,34 +188,34 @@ class RestoreActor(StepActor[RestoreNotes]):
         refuse(obstacles.restore_obstacles(self._manifest.gpus, now, pairs))
         return msgspec.structs.replace(notes, pairs=pairs)
 
+    @property
+    def _verifying(self) -> Verification:
+        if self._verification is None:
+            raise AssertionError("the folder is verified from resolve on")
+        return self._verification
+
+    async def _verify(self, _: RestoreNotes) -> None:
+        await self._verifying.interpreted
+
     # making
 
-    async def _snapshot(self, _: RestoreNotes) -> None:
-        """Prepared now; its filling goes on beside the next step."""
+    async def _prepare(self, notes: RestoreNotes) -> None:
+        """Snapshot and record at once."""
+        made = self._made_from(notes.before)
+        write = self._runtime.replace_container if notes.before else self._runtime.create_container
+        made_both = tasks.together(self._snapshot(), write(self._space, made))
+        _, self._images = await tasks.together(made_both, in_thread(self._prepare_images))
+
+    async def _snapshot(self) -> None:
         record = self._manifest.container
-        preparing = self._runtime.prepare_snapshot(
+        self._mounts = await self._runtime.prepare_snapshot(
             self._space,
             record.snapshotter,
             self._key,
             record.parent_snapshot,
             {GC_ROOT_LABEL: self._job.id},
         )
-        reading = asyncio.create_task(in_thread(self._prepare_images))
-        try:
-            self._mounts = await preparing
-        finally:
-            await asyncio.wait({reading})  # nothing may go on beside the undo
-        self._images = await self._unless_damaged(reading)
         self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._folder / ROOTFS_FILE))
-
-    async def _unless_damaged(self, work: Awaitable[T]) -> T:
-        """What comes of it; where the checkpoint is damaged, that is what to tell."""
-        try:
-            return await work
-        except (criu_images.ImagesUnreadable, archives.ArchiveFailed):
-            if self._verifying is not None:
-                await self._verifying
-            raise
 
     def _prepare_images(self) -> Path:
         """The images; a changed copy of them where CRIU could not restore them well."""
@@ -226,16 +228,10 @@ class RestoreActor(StepActor[RestoreNotes]):
         criu_images.copy_changed(images, copy)
         return copy
 
-    async def _remove_snapshot(self, notes: RestoreNotes) -> None:
+    async def _unprepare(self, notes: RestoreNotes) -> None:
         await _let_go(self._filling)
+        await self._put_record_back(notes)
         await self._runtime.remove_snapshot(self._space, notes.snapshotter, self._key)
-
-    async def _container(self, notes: RestoreNotes) -> None:
-        made = self._made_from(notes.before)
-        if notes.before is None:
-            await self._runtime.create_container(self._space, made)
-        else:
-            await self._runtime.replace_container(self._space, made)
 
     def _made_from(self, before: Container | None) -> Container:
         record = self._manifest.container
@@ -249,6 +245,7 @@ class RestoreActor(StepActor[RestoreNotes]):
                 self._means.settings.criu_configs,
                 was=was,
                 now=self._id,
+                gate=gate.hook(self._work, seconds=self._job.deadline - time.time()),
                 cgroup_parent=self._means.settings.cgroup_parent,
             ),
             image=record.image,
@@ -277,9 +274,10 @@ class RestoreActor(StepActor[RestoreNotes]):
             await self._runtime.replace_container(self._space, notes.before)
 
     async def _create(self, _: RestoreNotes) -> None:
-        await self._tasks.end()  # an ended one, or there would have been no way here
+        if self._has_task:  # an ended one, or there would have been no way here
+            await self._tasks.end()
         if self._filling is not None:
-            await self._unless_damaged(self._filling)
+            await self._filling
         streams = renamed_streams(
             self._manifest.container.streams, self._manifest.target.container, self._id
         )
@@ -289,30 +287,44 @@ class RestoreActor(StepActor[RestoreNotes]):
             mounts=self._mounts,
             stdio=Stdio(stdout=streams.stdout, stderr=streams.stderr),
             restore=RestorePaths(image_path=str(self._images), work_path=str(self._work)),
+            options=self._runtime_options(),
         )
 
     async def _delete_task(self, _: RestoreNotes) -> None:
         """A CRIU that outlived containerd must not go on making processes."""
+        gate.shut(self._work)
         await criu_process.end_in(self._work)
         now = await self._tasks.container()
         if now is not None and now.labels.get(JOB_LABEL) == self._job.id:
             await self._tasks.end()
             await in_thread(runc_state.clear, self._space, now)
 
-    async def _verify(self, _: RestoreNotes) -> None:
-        if self._verifying is not None:
-            await self._verifying
-
     async def _start(self, notes: RestoreNotes) -> RestoreNotes:
         wanted = self._manifest.gpu_processes
         try:
             # CRIU touches the memory first from which the driver will read.
             async with huge_pages() if wanted else contextlib.nullcontext():
-                pid = await self._runtime.start_task(self._space, self._id)
+                pid = await self._started()
         except RuntimeProblem as error:
             raise await restore_failure(error, self._work) from error
         found = await self._found_again(wanted) if wanted else ()
         return msgspec.structs.replace(notes, pid=pid, gpu_processes=found)
+
+    async def _started(self) -> int:
+        """The pid, once CRIU has passed the gate and brought the processes back."""
+        memory = self._verifying.memory
+        with gate.gate_in(self._work) as way:
+            starting = asyncio.create_task(self._runtime.start_task(self._space, self._id))
+            try:
+                await asyncio.wait({starting, memory}, return_when=asyncio.FIRST_COMPLETED)
+                if memory.done():
+                    memory.result()
+                    way.open()
+                pid = await starting
+                await memory
+                return pid
+            finally:
+                await tasks.end(starting)
 
     async def _found_again(self, wanted: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
         """All of them: one that is not known would wait for its GPU memory for ever."""

@@ -6,7 +6,7 @@ the files of the manifest may be there, and links are never followed.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
@@ -28,12 +28,15 @@ class _Chunk(NamedTuple):
         return min(CHUNK_BYTES, self.entry.size - self.number * CHUNK_BYTES)
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Return when the folder is whole; Damaged names a difference that was found."""
+def verify(folder: Path, manifest: Manifest, only: Callable[[str], bool] | None = None) -> None:
+    """Return when the folder is whole; Damaged names a difference that was found.
+
+    `only`: whose bytes are looked at, by path. Names, kinds and sizes are those of all.
+    """
     with disk_errors("verify", folder):
         entries = _expected(manifest)
         _check_listing(folder, entries)
-        _check_bytes(folder, entries)
+        _check_bytes(folder, [entry for path, entry in entries.items() if not only or only(path)])
 
 
 def _expected(manifest: Manifest) -> dict[str, FileEntry]:
@@ -92,11 +95,9 @@ def _contents(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield path, item.stat(follow_symlinks=False)
 
 
-def _check_bytes(folder: Path, entries: dict[str, FileEntry]) -> None:
+def _check_bytes(folder: Path, entries: Iterable[FileEntry]) -> None:
     """Large chunks first, so that the cores end together; small files go in batches."""
-    chunks = [
-        _Chunk(entry, number) for entry in entries.values() for number in range(len(entry.chunks))
-    ]
+    chunks = [_Chunk(entry, number) for entry in entries for number in range(len(entry.chunks))]
     chunks.sort(key=lambda chunk: chunk.length, reverse=True)
     with ThreadPoolExecutor(cores(), thread_name_prefix="store-verify") as pool:
         checks = [pool.submit(_check_chunks, folder, batch) for batch in _batches(chunks)]

@@ -19,6 +19,7 @@ from node_worker.containerd.port import (
     Image,
     Mount,
     NotFound,
+    Packed,
     RestorePaths,
     RuntimeFailed,
     Snapshot,
@@ -133,6 +134,7 @@ class Containerd:
         mounts: tuple[Mount, ...],
         stdio: Stdio,
         restore: RestorePaths | None = None,
+        options: Packed | None = None,
         timeout: float = RESTORE_TIMEOUT,
     ) -> None:
         call = _task("Create", tasks_pb2.CreateTaskRequest, Empty)
@@ -145,8 +147,7 @@ class Containerd:
             terminal=stdio.terminal,
         )
         if restore is not None:
-            container = await self.container(namespace, id)
-            request.options.CopyFrom(convert.restore_options(container, restore))
+            request.options.CopyFrom(convert.restore_options(options, restore))
         await self._call(call, request, namespace=namespace, timeout=timeout)
 
     async def start_task(self, namespace: str, id: str, *, timeout: float = RESTORE_TIMEOUT) -> int:

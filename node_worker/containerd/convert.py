@@ -134,9 +134,9 @@ def dump_options(options: DumpOptions) -> AnyMessage:
     )
 
 
-def restore_options(container: Container, paths: RestorePaths) -> AnyMessage:
+def restore_options(own: Packed | None, paths: RestorePaths) -> AnyMessage:
     """A task's options replace its container's: what the container has is carried over."""
-    options, own = runc_pb2.Options(), container.runtime_options
+    options = runc_pb2.Options()
     if own and own.type_url.endswith(options.DESCRIPTOR.full_name):
         options.ParseFromString(own.value)
     options.criu_image_path = paths.image_path

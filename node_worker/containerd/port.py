@@ -186,9 +186,13 @@ class Runtime(Protocol):
         mounts: tuple[Mount, ...],
         stdio: Stdio,
         restore: RestorePaths | None = None,
+        options: Packed | None = None,
         timeout: float = RESTORE_TIMEOUT,
     ) -> None:
-        """Make the task, from the images in `restore` if given; `start_task` sets it going."""
+        """Make the task, from the images in `restore` if given; `start_task` sets it going.
+
+        A restore needs its container's runtime options: those of a task stand instead of them.
+        """
 
     async def start_task(self, namespace: str, id: str, *, timeout: float = RESTORE_TIMEOUT) -> int:
         """The pid of the container's first process. A restored one is restored here."""

@@ -50,6 +50,7 @@ async def go_round(runtime: Containerd, running: Running, folder: Path) -> None:
         mounts=await runtime.mounts(NAMESPACE, container.snapshotter, container.snapshot_key),
         stdio=Stdio(stdout=running.log.as_uri(), stderr=running.log.as_uri()),
         restore=RestorePaths(image_path=str(images), work_path=str(work)),
+        options=container.runtime_options,
     )
     await runtime.start_task(NAMESPACE, running.id)
 

@@ -26,8 +26,8 @@ CHECKPOINT = (
     *("dump", "rootfs", "hash", "seal", "release"),
 )
 RESTORE = (
-    *("resolve", "fit", "snapshot", "container", "create"),
-    *("verify", "start", "gpu", "settle"),
+    *("resolve", "fit", "verify", "prepare", "create"),
+    *("start", "gpu", "settle"),
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

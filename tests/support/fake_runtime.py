@@ -24,6 +24,7 @@ from node_worker.containerd.port import (
     Image,
     Mount,
     NotFound,
+    Packed,
     RestorePaths,
     RuntimeFailed,
     RuntimeProblem,
@@ -89,6 +90,8 @@ class FakeRuntime:
 
     def __init__(self, root: Path) -> None:
         self.calls: list[str] = []
+        self.ran: list[int] = []
+        """The pids of all that ever ran."""
         self._containers: dict[tuple[str, str], Container] = {}
         self._tasks: dict[tuple[str, str], FakeTask] = {}
         self._snapshots = FakeSnapshots(root / "snapshots")
@@ -201,6 +204,7 @@ class FakeRuntime:
         mounts: tuple[Mount, ...],
         stdio: Stdio,
         restore: RestorePaths | None = None,
+        options: Packed | None = None,
         timeout: float = RESTORE_TIMEOUT,
     ) -> None:
         lost = await self._call("create_task", timeout)
@@ -219,6 +223,9 @@ class FakeRuntime:
         task = self._task(namespace, id)
         if task.status is not TaskStatus.CREATED:
             raise RuntimeFailed(f"Start: cannot start a {task.status} task")
+        for hook in self._container(namespace, id).oci.get("hooks", {}).get("createRuntime", ()):
+            await _run(hook["args"])
+        self.ran.append(task.pid)
         task.become(TaskStatus.RUNNING)
         _raise(lost)
         return task.pid
@@ -362,6 +369,19 @@ def _dump(options: DumpOptions, count: int) -> None:
         (folder / name).write_bytes(f"twin of {name}\n".encode())
     (folder / "descriptors.json").write_text('["/dev/null","pipe:[1]","pipe:[2]"]')
     (Path(options.work_path) / "dump.log").write_text(DUMP_LOG)
+
+
+async def _run(hook: list[str]) -> None:
+    """Only a shell's: others look for the process that the twin has not."""
+    if hook[0] == "/bin/sh":
+        process = await asyncio.create_subprocess_exec(*hook)
+        try:
+            if await process.wait():
+                raise RuntimeFailed("Start: error running createRuntime hook #0: exit status 1")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 def _restored_count(restore: RestorePaths | None) -> int:

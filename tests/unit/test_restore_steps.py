@@ -30,10 +30,9 @@ from tests.support.workshop import (
 STEPS = (
     "resolve",
     "fit",
-    "snapshot",
-    "container",
-    "create",
     "verify",
+    "prepare",
+    "create",
     "start",
     "gpu",
     "settle",
@@ -105,9 +104,9 @@ async def test_a_restore(shop: Workshop, removed: bool) -> None:  # noqa: FBT001
     assert container.labels["app"] == "c1"
     options = Path(container.annotations[CRIU_CONFIG]).read_text()
     assert "tcp-established" in options
-    assert next(hook["args"][-1] for hook in container.oci["hooks"]["createRuntime"]).endswith(
-        "loopback.py"
-    )
+    loopback, gate = container.oci["hooks"]["createRuntime"]
+    assert loopback["args"][-1].endswith("loopback.py")
+    assert gate["args"][-1].endswith("gate")
 
 
 async def test_round_and_round(shop: Workshop) -> None:
@@ -117,7 +116,7 @@ async def test_round_and_round(shop: Workshop) -> None:
         outcome = await shop.run(order(checkpoint))
         assert outcome.result is not None, outcome.failure
     container = await shop.runtime.container(NAMESPACE, "c1")
-    assert len(container.oci["hooks"]["createRuntime"]) == 1
+    assert len(container.oci["hooks"]["createRuntime"]) == len(("loopback", "gate"))
     assert await snapshots_are_in_use(shop)
 
 
@@ -263,17 +262,23 @@ async def test_the_image_is_missing(shop: Workshop) -> None:
     assert (await refused(shop, order(checkpoint))).reason == reasons.IMAGE_MISSING
 
 
-async def test_a_damaged_checkpoint(shop: Workshop) -> None:
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [("images/pstree.img", "verify"), ("rootfs.tar", "verify"), ("images/pages-1.img", "start")],
+)
+async def test_a_damaged_checkpoint(shop: Workshop, file: str, step: str) -> None:
+    """What is interpreted is refused before anything is made of it, memory before it is read."""
     checkpoint = await checkpointed(shop)
-    before = await Before(shop).read()
-    pages = shop.store.folder(checkpoint) / "images" / "pages-1.img"
-    raw = bytearray(pages.read_bytes())
-    raw[100] ^= 1
-    pages.write_bytes(raw)
+    before, ran = await Before(shop).read(), list(shop.runtime.ran)
+    damaged = shop.store.folder(checkpoint) / file
+    raw = bytearray(damaged.read_bytes())
+    raw[10] ^= 1
+    damaged.write_bytes(raw)
     outcome = await shop.run(order(checkpoint))
     assert outcome.failure is not None
     assert outcome.failure.reason == reasons.CHECKPOINT_DAMAGED
-    assert "start_task" not in shop.runtime.calls[-20:]
+    assert outcome.failure.step == step
+    assert shop.runtime.ran == ran
     await assert_as_before(shop, before)
 
 
