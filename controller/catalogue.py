@@ -34,6 +34,10 @@ class Catalogue:
         rows = await repaired(self._bus, self._table.all)
         for row in rows.values():
             self._see(row)
+        return self.seen()
+
+    def seen(self) -> tuple[CatalogueEntry, ...]:
+        """All that were read or written so far, as they were then."""
         return tuple(sorted(self._seen.values(), key=lambda entry: entry.facts.created))
 
     async def record(self, facts: CheckpointFacts) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from controller.kube import admission, conditions, pods, succession
 from controller.kube.admission import AdmissionRequest
 from controller.kube.client import NODES, PODS, Json
+from controller.kube.fresh import Fresh
 from controller.kube.means import Means
 from controller.kube.succession import ComeAgain, Decision, Inherit, Newcomer, Start
 from controller.kube.watch import Informer, Key
@@ -38,6 +39,7 @@ class Heirs:
         """`seen`: the pods with the label."""
         self._means = means
         self._seen = seen
+        self._catalogue = Fresh(means.catalogue.all)
         self._one_at_a_time = asyncio.Lock()
 
     async def answer(self, request: AdmissionRequest) -> Json:
@@ -46,9 +48,7 @@ class Heirs:
         new = succession.newcomer(uid, request.namespace, pod)
         if isinstance(new, Start):
             return admission.admitted(uid, [], warning=new.warning)
-        async with self._one_at_a_time:
-            decision = await self._decide(new, request)
-        match decision:
+        match await self._decide(new, request):
             case ComeAgain(message=message):
                 return admission.sent_back(uid, message)
             case Inherit(entry=entry):
@@ -70,20 +70,35 @@ class Heirs:
         return None
 
     async def _decide(self, new: Newcomer, request: AdmissionRequest) -> Decision:
+        coming = await self._is_coming(new)  # what is made meanwhile is in the catalogue then
         for _ in range(TRIES):
-            entries = await self._means.catalogue.all()
-            labelled = await self._labelled(new) if succession.promised(new, entries) else []
-            decision = succession.decide(new, entries, labelled, self._means.clock())
-            if not isinstance(decision, Inherit):
-                return decision
-            away = await self._away(request.object, decision.entry)
-            try:
-                if not request.dry_run:
-                    await self._promise(decision.entry, new, started=bool(away))
-            except Conflict:  # another controller has promised it
-                continue
+            await self._catalogue.read()
+            async with self._one_at_a_time:
+                decision = await self._chosen(new, coming=coming)
+                if not isinstance(decision, Inherit):
+                    return decision
+                away = await self._away(request.object, decision.entry)
+                try:
+                    if not request.dry_run:
+                        await self._promise(decision.entry, new, started=bool(away))
+                except Conflict:  # another controller has promised it
+                    continue
             return Start(warning=away) if away else decision
         return ComeAgain(message="other new pods of this owner were faster; ask again in a moment")
+
+    async def _chosen(self, new: Newcomer, *, coming: bool) -> Decision:
+        entries = self._means.catalogue.seen()
+        labelled = await self._labelled(new) if succession.promised(new, entries) else []
+        return succession.decide(new, entries, labelled, self._means.clock(), coming=coming)
+
+    async def _is_coming(self, new: Newcomer) -> bool:
+        """Whether a pod is gone already of which a checkpoint is still being made."""
+        for action in self._means.records.unfinished():
+            if (old := succession.leaving(new, action.order)) is not None:
+                pod = await self._means.kube.get(PODS, new.namespace, old.name)
+                if pod is None or pod["metadata"]["uid"] != old.uid or pods.over(pod):
+                    return True
+        return False
 
     async def _labelled(self, new: Newcomer) -> list[Json]:
         found, _ = await self._means.kube.listed(PODS, namespace=new.namespace, selector=SELECTOR)

@@ -23,8 +23,8 @@ from controller.kube import pods
 from controller.kube.conditions import seconds
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.kubernetes import ADMISSION_ANNOTATION, RESTORE_FROM_ANNOTATION
-from schemas.orders import Place
-from schemas.pods import Owner
+from schemas.orders import CheckpointOrder, Order, Place
+from schemas.pods import Owner, PodRecord
 
 Json = dict[str, Any]
 
@@ -65,7 +65,9 @@ Decision = Inherit | Start | ComeAgain
 
 
 class _Promise(Enum):
-    NOBODYS = auto()
+    MINE = auto()
+    NEVER_MADE = auto()
+    FALLEN_BACK = auto()
     UNDER_WAY = auto()
     KEPT = auto()
 
@@ -86,18 +88,38 @@ def newcomer(request: str, namespace: str, pod: Json) -> Newcomer | Start:
 
 
 def decide(
-    new: Newcomer, entries: Iterable[CatalogueEntry], labelled: Sequence[Json], now: float
+    new: Newcomer,
+    entries: Iterable[CatalogueEntry],
+    labelled: Sequence[Json],
+    now: float,
+    *,
+    coming: bool = False,
 ) -> Decision:
-    """`labelled`: the namespace's pods with the label, read after the entries."""
-    return _chosen(new, _meant(new, entries), labelled, now)
+    """`labelled`: the namespace's pods with the label, read after the entries. `coming`: one that
+    may be this pod's is still being made, as of before that.
+    """
+    decision = _chosen(new, _meant(new, entries), labelled, now)
+    if coming and isinstance(decision, Start):
+        return ComeAgain(
+            message=f"a pod of {new.owner.kind} {new.owner.name} is gone whose checkpoint is still "
+            "being made; ask again in a moment"
+        )
+    return decision
+
+
+def leaving(new: Newcomer, order: Order) -> PodRecord | None:
+    """The pod whose checkpoint is being made for one like this."""
+    if not isinstance(order, CheckpointOrder) or order.leave_running or order.pod is None:
+        return None
+    return order.pod if _is_meant(new, order.pod) else None
 
 
 def promised(new: Newcomer, entries: Iterable[CatalogueEntry]) -> bool:
     """Whether pods have to be looked at for a decision."""
-    return any(
-        entry.heir is not None and not entry.heir.started and entry.heir.claim != new.request
-        for entry in _meant(new, entries)
-    )
+    heirs = [entry.heir for entry in _meant(new, entries)]
+    if any(heir is None or heir.claim == new.request for heir in heirs):
+        return False
+    return any(heir is not None and not heir.started for heir in heirs)
 
 
 def missed(
@@ -126,9 +148,8 @@ def _meant(new: Newcomer, entries: Iterable[CatalogueEntry]) -> list[CatalogueEn
     found = [
         entry
         for entry in entries
-        if (pod := entry.facts.pod) is not None
-        and (pod.namespace, pod.owner) == (new.namespace, new.owner)
-        and (not new.name or pod.name == new.name)
+        if entry.facts.pod is not None
+        and _is_meant(new, entry.facts.pod)
         and entry.state is CheckpointState.READY
         and entry.facts.place == Place.DISK
         and not entry.facts.left_running
@@ -137,13 +158,19 @@ def _meant(new: Newcomer, entries: Iterable[CatalogueEntry]) -> list[CatalogueEn
     return found[:1] if new.name or new.owner.index else found
 
 
+def _is_meant(new: Newcomer, left: PodRecord) -> bool:
+    same = (left.namespace, left.owner) == (new.namespace, new.owner)
+    return same and (not new.name or left.name == new.name)
+
+
 def _chosen(
     new: Newcomer, meant: Sequence[CatalogueEntry], labelled: Sequence[Json], now: float
 ) -> Decision:
     promises = [(entry, _promise(entry, new, labelled, now)) for entry in meant]
-    for entry, promise in promises:
-        if promise is _Promise.NOBODYS:
-            return Inherit(entry=entry)
+    for wanted in (_Promise.MINE, _Promise.NEVER_MADE, _Promise.FALLEN_BACK):
+        for entry, promise in promises:
+            if promise is wanted:
+                return Inherit(entry=entry)
     if any(promise is _Promise.UNDER_WAY for _, promise in promises):
         return ComeAgain(
             message=f"a checkpoint of {new.owner.kind} {new.owner.name} is promised to another new "
@@ -156,14 +183,16 @@ def _promise(
     entry: CatalogueEntry, new: Newcomer, labelled: Sequence[Json], now: float
 ) -> _Promise:
     heir = entry.heir
-    if heir is None or heir.claim == new.request:
-        return _Promise.NOBODYS
+    if heir is None:
+        return _Promise.NEVER_MADE
+    if heir.claim == new.request:
+        return _Promise.MINE
     if heir.started:
         return _Promise.KEPT
     for pod in labelled:
         if pod["metadata"].get("annotations", {}).get(ADMISSION_ANNOTATION) == heir.claim:
             ended_first = pods.over(pod) and not pods.began(pod)
-            return _Promise.NOBODYS if ended_first else _Promise.KEPT
+            return _Promise.FALLEN_BACK if ended_first else _Promise.KEPT
     if new.name or heir.pod or now - heir.since > REQUEST_SECONDS:
-        return _Promise.NOBODYS  # of one name there is no second pod; one that was seen is gone
+        return _Promise.FALLEN_BACK  # of one name there is no second pod; one that was seen is gone
     return _Promise.UNDER_WAY

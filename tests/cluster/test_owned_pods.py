@@ -2,6 +2,8 @@
 and to nobody else. Decisions against a real API server and its controllers, without containers.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from operator import ne
@@ -12,10 +14,11 @@ import pytest
 
 from controller.kube.client import NODES, PODS, SECRETS, Resource
 from kybernate.embedded.kubernetes.cluster import Cluster
+from schemas.checkpoints import Heir
 from schemas.kubernetes import ADMISSION_ANNOTATION, NODE_UNAVAILABLE_ANNOTATION
 from tests.support.controllers import until
 from tests.support.kube_owners import Owners, asked, is_asked, name_of, source_of
-from tests.support.kube_world import World, world
+from tests.support.kube_world import World, settle, world
 
 QUOTAS = Resource(api="/api/v1", plural="resourcequotas")
 
@@ -123,6 +126,40 @@ async def test_a_pod_that_was_never_made_leaves_its_promise(owners: Owners, plac
         assert source_of(heir) == checkpoint
 
 
+async def test_a_second_pod_waits_until_it_is_known_who_inherits(
+    owners: Owners, place: World
+) -> None:
+    async with asked(place):
+        (pod,) = await owners.make("Deployment")
+        (checkpoint,) = await owners.evict(pod)
+        (heir,) = await owners.running(1, besides=[pod])
+        await until(lambda: place.events(name_of(heir)), bool, every=0.1)
+        await place.promise(checkpoint, Heir(claim="on its way", since=time.time()))
+        await owners.scale("Deployment", 2)
+        await settle()
+        assert [name_of(one) for one in await owners.pods(1, besides=[pod])] == [name_of(heir)]
+        await place.promise(checkpoint, Heir(claim="on its way", since=time.time(), pod="gone"))
+        (second,) = await owners.pods(1, besides=[pod, heir])
+
+        assert source_of(second) == checkpoint
+
+
+async def test_the_successor_of_a_pod_that_goes_early_waits_for_its_checkpoint(
+    own_cluster: Cluster, kubeconfig: Path
+) -> None:
+    """As when a node is drained while its pods are checkpointed."""
+    async with world(own_cluster, kubeconfig, seconds=2.0) as place, asked(place):
+        owners = Owners(place)
+        (pod,) = await owners.make("Deployment")
+        evicting = asyncio.create_task(owners.evict(pod))
+        await until(place.at_work, bool, every=0.1)
+        await place.kube.delete(PODS, place.namespace, name_of(pod), uid=pod["metadata"]["uid"])
+        left = await evicting
+        (heir,) = await owners.pods(1, besides=[pod])
+
+        assert [source_of(heir)] == left
+
+
 async def test_an_heir_that_never_ran_leaves_its_promise(owners: Owners, place: World) -> None:
     async with asked(place):
         (pod,) = await owners.make("Deployment")
@@ -157,7 +194,7 @@ async def test_the_certificate_is_renewed_while_pods_are_made(place: World) -> N
 
     nothing = {"data": None}
     await place.kube.patch(SECRETS, "kybernate", "kybernate-webhook", nothing)
-    async with asked(place, webhook_certificate_seconds=9.0):
+    async with asked(place, webhook_certificate_seconds=6.0):
         for _ in range(2):
             before = await stored()
             await until(stored, partial(ne, before), every=0.2)

@@ -1,5 +1,6 @@
 """The pods that owners make after an eviction go on counting, on a real node."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.support.node_services import NodeServices
 
 PORT = 9443
 NODE = 2
-COUNT_TO = 25
+COUNT_TO = 20
 FINITE = f"i=0; while [ $i -lt {COUNT_TO} ]; do i=$((i + 1)); echo Loop $i; sleep 0.2; done"
 
 
@@ -51,12 +52,12 @@ class Owned:
         self.cluster = services.cluster
         self.kind = kind
         self.name = f"counting-{kind.lower()}"
-        self._node = services.node.name
+        self.node = services.node.name
 
     async def make(self, replicas: int = 1, command: str = "") -> list[str]:
         """Its pods, once each has counted a little."""
         pod = counting_pod("unused")
-        pod["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self._node}
+        pod["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self.node}
         if command:
             pod["spec"]["containers"][0]["command"] = ["sh", "-c", command]
         body = owner(self.kind, self.name, pod, replicas=replicas)
@@ -133,6 +134,32 @@ async def test_a_stateful_pod_goes_on_under_its_name(owned: Owned) -> None:
     assert await owned.pods(1, besides=(old,)) == [pod]
 
     assert (await owned.counted(pod))[0] > 3
+
+
+@pytest.mark.parametrize("owned", ["StatefulSet"], indirect=True)
+async def test_who_cannot_go_where_its_checkpoint_is_waits_and_says_so(owned: Owned) -> None:
+    (pod,) = await owned.make()
+    old = await owned.uid(pod)
+    async with cordoned(owned):
+        await owned.evict(pod)
+        await owned.pods(1, besides=(old,))
+        selector = f"--field-selector=involvedObject.name={pod},reason=WaitsForNode"
+
+        async def told() -> str:
+            return await owned.cluster.kubectl("get", "events", selector, "--output", "name")
+
+        await until(told, bool, every=0.3)
+
+    assert (await owned.counted(pod))[0] > 3
+
+
+@contextlib.asynccontextmanager
+async def cordoned(owned: Owned) -> AsyncIterator[None]:
+    await owned.cluster.kubectl("cordon", owned.node)
+    try:
+        yield
+    finally:
+        await owned.cluster.kubectl("uncordon", owned.node)
 
 
 @pytest.mark.parametrize("owned", ["Job"], indirect=True)

@@ -21,9 +21,10 @@ from controller.settings import ControllerSettings
 from kybernate.bus.memory import MemoryBroker
 from kybernate.bus.port import Bus
 from kybernate.embedded.kubernetes.cluster import Cluster
-from schemas.checkpoints import CatalogueEntry
+from schemas.actions import Action, ActionState
+from schemas.checkpoints import CatalogueEntry, Heir
 from schemas.kubernetes import API_VERSION
-from schemas.names import CHECKPOINTS_BUCKET
+from schemas.names import ACTIONS_BUCKET, CHECKPOINTS_BUCKET
 from tests.support.controllers import IMPATIENT, until
 from tests.support.fake_worker import FakeWorker, working
 
@@ -160,6 +161,19 @@ class World:
     async def heirs(self) -> list[str]:
         """The pods to which checkpoints are promised; an empty name for one not seen yet."""
         return [entry.heir.pod for entry in await self.entries() if entry.heir]
+
+    async def promise(self, checkpoint: str, heir: Heir) -> None:
+        """As if it had been promised to that one."""
+        table = self.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry)
+        row = await table.get(checkpoint)
+        assert row
+        entry = msgspec.structs.replace(row.value, heir=heir)
+        await table.update(checkpoint, entry, row.revision)
+
+    async def at_work(self) -> list[str]:
+        """The actions that the worker has begun."""
+        rows = await self.bus.table(ACTIONS_BUCKET, Action).all()
+        return [key for key, row in rows.items() if row.value.state is ActionState.RUNNING]
 
     async def entries(self) -> list[CatalogueEntry]:
         rows = await self.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry).all()
