@@ -66,11 +66,11 @@ class Side:
         self._call("delete", self.id)
 
     def _call(self, verb: str, *arguments: str) -> None:
-        words = (self.program, *self._globals, "--log-format", "json", verb, *arguments)
+        words = [str(self.program), *self._globals, "--log-format", "json", verb, *arguments]
         self.taken.setdefault(verb, []).append(_timed(words, self._environment))
 
 
-def _timed(words: Sequence[str | Path], environment: dict[str, str]) -> Taken:
+def _timed(words: Sequence[str], environment: dict[str, str]) -> Taken:
     nowhere = subprocess.DEVNULL
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(words, stdin=nowhere, stdout=nowhere, env=environment)
@@ -79,7 +79,7 @@ def _timed(words: Sequence[str | Path], environment: dict[str, str]) -> Taken:
     code = process.wait()
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if code:
-        raise SystemExit(f"{' '.join(map(str, words))} ended with {code}")
+        raise SystemExit(f"{' '.join(words)} ended with {code}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Taken(wall=1000 * wall, cpu=1000 * cpu)
 

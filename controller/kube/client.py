@@ -23,6 +23,8 @@ Query = list[tuple[str, str]]
 
 REQUEST_SECONDS: Final = 15.0
 WATCH_SECONDS: Final = 60
+WATCH_SILENCE_SECONDS: Final = WATCH_SECONDS + 10.0
+"""A watch that lasts longer without a word has lost its connection."""
 CONNECT_SECONDS: Final = 5.0
 MERGE: Final = "application/merge-patch+json"
 CONFLICT, GONE, NOT_FOUND = 409, 410, 404
@@ -136,7 +138,9 @@ class Kube:
             ("timeoutSeconds", str(WATCH_SECONDS)),
             *([("labelSelector", selector)] if selector else []),
         ]
-        patience = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=WATCH_SECONDS + 10)
+        patience = aiohttp.ClientTimeout(
+            sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS
+        )
         try:
             async with self._request("GET", resource.path(), query, timeout=patience) as answer:
                 async for line in answer.content:

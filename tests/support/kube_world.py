@@ -31,6 +31,7 @@ from tests.support.fake_worker import FakeWorker, working
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMESPACES = Resource(api="/api/v1", plural="namespaces")
 EVENTS = Resource(api="/api/v1", plural="events")
+ACCOUNTS = Resource(api="/api/v1", plural="serviceaccounts")
 
 
 async def install(cluster: Cluster, folder: Path) -> Path:
@@ -190,6 +191,7 @@ async def world(cluster: Cluster, kubeconfig: Path, **how: Any) -> AsyncIterator
     async with connect(cluster.kubeconfig) as kube:
         await kube.create(NODES, "", {"metadata": {"name": node}})
         await kube.create(NAMESPACES, "", {"metadata": {"name": node}})
+        await until(lambda: kube.get(ACCOUNTS, node, "default"), bool, every=0.1)  # pods need it
         try:
             async with working(FakeWorker(bus, node, **how)) as worker:
                 yield World(kube, bus, worker, node, kubeconfig)

@@ -75,6 +75,20 @@ async def test_a_watch_goes_on_where_the_last_one_ended() -> None:
         assert await names(informer) == set()
 
 
+async def test_what_is_told_twice_is_there_once_and_goes_once() -> None:
+    server = FakeServer()
+    async with following(server) as (informer, told):
+        for kind, version in (("ADDED", 5), ("ADDED", 5), ("MODIFIED", 6), ("MODIFIED", 6)):
+            server.lines.put_nowait(Change(type=kind, object=an_object("a", version)))
+        await until(lambda: asyncio.sleep(0, told), lambda seen: len(seen) == 4)
+        assert [one["metadata"]["resourceVersion"] for one in informer.all()] == ["6"]
+
+        for _ in range(2):
+            server.lines.put_nowait(Change(type="DELETED", object=an_object("a", 7)))
+        await until(lambda: asyncio.sleep(0, told), lambda seen: len(seen) == 6)
+        assert await names(informer) == set()
+
+
 async def test_after_a_break_everything_is_listed_anew() -> None:
     server = FakeServer()
     server.there = [an_object("a", 1), an_object("b", 1)]

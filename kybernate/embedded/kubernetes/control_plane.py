@@ -6,7 +6,9 @@ Its certificate signs itself and is what the kubeconfigs trust.
 
 import asyncio
 import base64
+import contextlib
 import json
+import random
 import secrets
 import signal
 import socket
@@ -21,6 +23,7 @@ from kybernate.embedded.kubernetes.daemons import Daemon
 from kybernate.embedded.kubernetes.network import Network
 
 READY_TIMEOUT = 90.0
+PORTS = range(20000, 32000)
 ISSUER = "https://kubernetes.default.svc"
 
 
@@ -46,6 +49,7 @@ class ControlPlane:
     def __init__(self, home: Path, assets: Assets, network: Network, ports: Ports) -> None:
         self.home = home
         self.url = f"https://{network.host}:{ports.api}"
+        self.etcd = f"http://127.0.0.1:{ports.etcd}"
         self._assets = assets
         self._network = network
         self._ports = ports
@@ -97,7 +101,7 @@ class ControlPlane:
         return ControlPlaneFailed(f"{daemon.name} {what}; {daemon.last_words()}")
 
     def _etcd(self) -> Daemon:
-        clients = f"http://127.0.0.1:{self._ports.etcd}"
+        clients = self.etcd
         peers = f"http://127.0.0.1:{self._ports.peer}"
         return self._daemon(
             "etcd",
@@ -112,7 +116,7 @@ class ControlPlane:
     def _api_server(self) -> Daemon:
         return self._daemon(
             "kube-apiserver",
-            f"--etcd-servers=http://127.0.0.1:{self._ports.etcd}",
+            f"--etcd-servers={self.etcd}",
             f"--bind-address={self._network.host}",
             f"--secure-port={self._ports.api}",
             f"--service-cluster-ip-range={self._network.services}",
@@ -214,6 +218,11 @@ class ControlPlane:
 
 
 def _free(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that clients are given: one that asks for a server which restarts might else
+    be given the server's own port, and connect to itself.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):  # somebody has it
+            probe.bind((address, port))
+            return port
+    raise ControlPlaneFailed(f"no port of {address} is free between {PORTS[0]} and {PORTS[-1]}")
