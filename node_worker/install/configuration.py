@@ -62,6 +62,8 @@ class Configuration(Record, frozen=True, kw_only=True):
     imports: tuple[str, ...] = ()
     runtimes: Mapping[str, Mapping[str, Any]] = {}
     default: str = "runc"
+    state: str = ""
+    """The folder of what runs, where it is told."""
     disabled: bool = False
     """Whether the plugin that holds the runtimes is switched off: Kubernetes is not served."""
 
@@ -83,6 +85,7 @@ def read(text: str) -> Configuration:
         imports=tuple(value.get("imports", ())),
         runtimes=containerd.get("runtimes", {}),
         default=containerd.get("default_runtime_name", "runc"),
+        state=value.get("state", ""),
         disabled=bool({*SECTIONS.values()} & {*value.get("disabled_plugins", ())}),
     )
 

@@ -27,14 +27,12 @@ NVIDIA: Final = (
     PurePosixPath("/usr/bin/nvidia-container-runtime"),
     PurePosixPath("/usr/local/nvidia/toolkit/nvidia-container-runtime"),
 )
-SHIMS: Final = tuple(
-    PurePosixPath(state) / "io.containerd.runtime.v2.task/*/*/options.json"
-    for state in (
-        "/run/containerd",
-        "/run/k3s/containerd",
-        "/var/snap/microk8s/common/run/containerd",
-    )
+STATES: Final = (
+    "/run/containerd",
+    "/run/k3s/containerd",
+    "/var/snap/microk8s/common/run/containerd",
 )
+SHIMS: Final = "io.containerd.runtime.v2.task/*/*/options.json"
 
 
 class Wanted(Record, frozen=True, kw_only=True):
@@ -113,8 +111,10 @@ class Installer:
     def in_use(self) -> list[str]:
         """Containers that run by the wrapper: without it nobody could end them."""
         mark = f"{self._bin}/".encode()
+        states = dict.fromkeys(filter(None, (self._effective().state, *STATES)))
+        patterns = (PurePosixPath(state) / SHIMS for state in states)
         options = (
-            self._node.at(path) for pattern in SHIMS for path in self._node.matching(pattern)
+            self._node.at(path) for pattern in patterns for path in self._node.matching(pattern)
         )
         return [path.parent.name for path in options if mark in (files.read(path) or b"")]
 

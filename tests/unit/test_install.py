@@ -247,6 +247,18 @@ def test_while_containers_run_by_it_the_wrapper_stays(tree: Tree) -> None:
     assert tree.call("uninstall").exit_code == 0
 
 
+def test_they_are_looked_for_where_this_containerd_keeps_them(tree: Tree) -> None:
+    standard(tree)
+    config = tree.root / "etc/containerd/config.toml"
+    text = config.read_text()
+    version, _, rest = text.partition("\n")
+    config.write_text(f'{version}\nstate = "/srv/containerd"\n{rest}')
+    tree.call("install")
+    task = "srv/containerd/io.containerd.runtime.v2.task/k8s.io/c1"
+    tree.put(f"{task}/options.json").write_text('{"b":"/opt/kybernate/bin/kybernate-runc"}')
+    assert tree.call("uninstall").exit_code == 4
+
+
 def test_the_one_that_is_named_is_taken(tree: Tree) -> None:
     standard(tree)
     written = k3s(tree)
