@@ -46,7 +46,7 @@ class NatsServer:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._write_config)
+        self._write_config()  # in no thread: that would write on in a folder that goes meanwhile
         self._process = await asyncio.create_subprocess_exec(
             *self._command(),
             stdin=DEVNULL,
