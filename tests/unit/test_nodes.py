@@ -90,7 +90,9 @@ async def test_without_any_node_the_advice_is_to_start_a_worker(nodes: Nodes) ->
 
 
 @pytest.mark.parametrize(
-    ("at", "ready", "says"), [(LONG_AGO, True, "last heard"), (None, False, "is not ready")]
+    ("at", "ready", "says"),
+    [(LONG_AGO, True, "last heard"), (None, False, "is not ready")],
+    ids=["silent", "not ready"],  # the same in every process that collects them
 )
 async def test_a_node_that_takes_no_jobs_is_refused(
     bus: Bus,
