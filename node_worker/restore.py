@@ -40,7 +40,6 @@ from node_worker.dump import restore_failure
 from node_worker.faults import Refused
 from node_worker.gpu import group, obstacles, pairing
 from node_worker.gpu.hugepages import huge_pages
-from node_worker.gpu.port import GpuState, NotCuda, ProcessGone
 from node_worker.holding import refuse
 from node_worker.resumed import renamed_streams, resumed_spec
 from node_worker.surroundings import numbered_outside
@@ -107,15 +106,10 @@ class RestoreActor(StepActor[RestoreNotes]):
         task = await self._tasks.found()
         if not notes.pid or task is None or task.pid != notes.pid:
             return False
-        states = [await self._gpu_state(one.pid) for one in notes.gpu_processes]
-        gpu_is_back = all(state is GpuState.RUNNING for state in states)
+        gpu_is_back = await group.all_running(
+            self._means.gpu, [process.pid for process in notes.gpu_processes]
+        )
         return task.status is TaskStatus.RUNNING and gpu_is_back
-
-    async def _gpu_state(self, pid: int) -> GpuState | None:
-        try:
-            return await self._means.gpu.state(pid)
-        except (NotCuda, ProcessGone):  # it has ended since CRIU made it
-            return None
 
     async def result(self, notes: RestoreNotes) -> Restored:
         return Restored(target=self._order.target, pid=notes.pid, checkpoint=self._order.checkpoint)

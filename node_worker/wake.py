@@ -49,8 +49,9 @@ class WakeActor(StepActor[WakeNotes]):
         task = await self._tasks.found()
         if task is None or task.pid != sleeper.pid or task.status is not TaskStatus.RUNNING:
             return False
-        states = [await self._means.gpu.state(one.pid) for one in sleeper.gpu_processes]
-        return all(state is GpuState.RUNNING for state in states)
+        return await group.all_running(
+            self._means.gpu, [process.pid for process in sleeper.gpu_processes]
+        )
 
     async def result(self, notes: WakeNotes) -> Restored:
         return Restored(

@@ -95,6 +95,15 @@ async def release_all(
     _tell(dict(zip(pids, outcomes, strict=True)))
 
 
+async def all_running(gpu: Gpu, pids: Iterable[int]) -> bool:
+    """Whether all have their GPU memory and go on; one that has ended does not."""
+    try:
+        states = [await gpu.state(pid) for pid in pids]
+    except (NotCuda, ProcessGone):
+        return False
+    return all(state is GpuState.RUNNING for state in states)
+
+
 async def _release_in_order(gpu: Gpu, pids: Sequence[int]) -> None:
     _tell({pid: await _release(gpu, pid, None) for pid in pids})
 

@@ -410,6 +410,15 @@ async def test_sleeps_on_when_the_gpu_refuses(shop: Workshop, call: str) -> None
     assert await shop.runs()
 
 
+async def test_a_sleeper_ends_before_its_memory_is_back(shop: Workshop) -> None:
+    checkpoint = await asleep(shop)
+    for call in ("restore", *["state"] * 20):
+        shop.gpu.fail(call, ProcessGone("the process has ended"))
+    outcome = await shop.run(order(checkpoint, place=Place.MEMORY))
+    assert outcome.failure is not None
+    assert (outcome.failure.step, outcome.failure.reason) == ("gpu", ProcessGone.reason)
+
+
 async def assert_sleeps(shop: Workshop) -> None:
     task = await shop.task()
     assert task is not None
