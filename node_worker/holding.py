@@ -91,7 +91,7 @@ class Holding:
         independent = self._order.independent_gpu_processes
         refuse(obstacles.checkpoint_obstacles(self.evidence, independent=independent))
         if self._order.place is Place.DISK:
-            self.pod_volumes = await in_thread(volumes.look, self.container)
+            self.pod_volumes = await in_thread(volumes.look, self.container, self.task.pid)
             refuse(tuple(volumes.obstacles(self.pod_volumes)))
         facts = await self._facts()
         refuse(preflight.obstacles(facts))

@@ -1,9 +1,10 @@
-"""The emptyDir volumes of a pod: where kubelet has them, and their way into a checkpoint.
+"""What a pod's containers share of files: where it lies, and its way into a checkpoint.
 
 Kubelet keeps a pod's files below `pods/<uid>`; the container's mounts say where that is, for each
 container has some of them mounted. The UID is containerd's word, given by kubelet, and nothing
 that whoever makes a pod could have chosen. All emptyDirs of the pod are taken, whichever container
-uses them: the folders there are the pod's own list.
+uses them: the folders there are the pod's own list. Beside them there is the memory at /dev/shm
+that containerd makes for each pod.
 """
 
 import asyncio
@@ -21,13 +22,15 @@ from node_worker.archives import Subject
 from node_worker.containerd.port import Container
 from schemas import reasons
 from schemas.failures import Failure
-from schemas.volumes import VOLUMES_FOLDER, VolumeName, VolumeRecord
+from schemas.volumes import SHARED_MEMORY, VolumeKind, VolumeName, VolumeRecord
 
+SANDBOX: Final = "io.kubernetes.cri.sandbox-id"
 UID_LABEL: Final = "io.kubernetes.pod.uid"
 EMPTY_DIRS: Final = "volumes/kubernetes.io~empty-dir"
 SUBPATHS: Final = "volume-subpaths"
 HUGE_PAGES: Final = "hugetlbfs"
 MOUNTS: Final = Path("/proc/self/mountinfo")
+PROC: Final = Path("/proc")
 SECONDS_PER_GIB: Final = 60.0
 
 _UID: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
@@ -37,9 +40,10 @@ _POINT: Final = 4
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """One emptyDir as it lies on the node."""
+    """One of them as it lies on the node."""
 
     name: str
+    kind: VolumeKind = VolumeKind.EMPTY_DIR
     path: Path
     file_system: str = ""
     """Of the mount at the path; empty where it is an ordinary folder."""
@@ -49,12 +53,12 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def record(self) -> VolumeRecord:
-        return VolumeRecord(name=self.name, bytes=self.bytes)
+        return VolumeRecord(name=self.name, kind=self.kind, bytes=self.bytes)
 
     @property
     def subject(self) -> Subject:
         return Subject(
-            name=f"the emptyDir {self.name}",
+            name=f"the pod's {self.record}",
             reason=reasons.VOLUME_FAILED,
             left_out=("security.selinux",),  # each pod has labels of its own
         )
@@ -65,7 +69,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker sees of a pod's emptyDirs."""
+    """What the worker sees of a pod's volumes."""
 
     volumes: tuple[Volume, ...] = ()
     hidden: str = ""
@@ -76,13 +80,18 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         return sum(volume.bytes for volume in self.volumes)
 
 
-def look(container: Container) -> Seen:
-    """Blocks, as long as it takes to look at every file of them."""
+def look(container: Container, pid: int) -> Seen:
+    """`pid` is the container's first process. Blocks, as long as it takes to look at every file."""
     if (pod := pod_folder(container)) is None:
         return Seen()
     if not pod.is_dir():
         return Seen(hidden=next(_mounted(container, pod), ""))
-    return Seen(volumes=tuple(look_at(path, pod) for path in _folders(pod / EMPTY_DIRS)))
+    empty_dirs = tuple(look_at(path, pod) for path in _folders(pod / EMPTY_DIRS))
+    # through the process, for the worker may not see what containerd has mounted
+    memory = PROC / str(pid) / "root" / SHARED_MEMORY.lstrip("/")
+    if shared_memory(container) and memory.is_dir() and any(memory.iterdir()):
+        return Seen(volumes=(*empty_dirs, look_at_memory(memory)))
+    return Seen(volumes=empty_dirs)
 
 
 def obstacles(seen: Seen) -> Iterator[Failure]:
@@ -120,14 +129,29 @@ def pod_folder(container: Container) -> Path | None:
     return None
 
 
+def shared_memory(container: Container) -> Path | None:
+    """What containerd has made for the container's pod and mounted at its /dev/shm; None for the
+    node's own, or another volume.
+    """
+    sandbox = container.annotations.get(SANDBOX, "")
+    for mount in container.oci.get("mounts") or ():
+        source = Path(str(mount.get("source", "")))
+        at_its_place = mount.get("destination") == SHARED_MEMORY
+        if sandbox and at_its_place and source.parts[-2:] == (sandbox, "shm"):
+            return source
+    return None
+
+
 def sources(spec: dict[str, Any]) -> tuple[str, ...]:
     """Where an OCI spec's mounts come from."""
     return tuple(str(mount.get("source", "")) for mount in spec.get("mounts") or ())
 
 
-def uses(container: Container, pod: Path, name: str) -> bool:
-    """Whether the container has that emptyDir of its pod mounted, or a part of it."""
-    whole, parts = pod / EMPTY_DIRS / name, pod / SUBPATHS / name
+def uses(container: Container, pod: Path, volume: VolumeRecord) -> bool:
+    """Whether the container has that volume of its pod mounted, or a part of it."""
+    if volume.kind is VolumeKind.SHARED_MEMORY:
+        return shared_memory(container) is not None
+    whole, parts = pod / EMPTY_DIRS / volume.name, pod / SUBPATHS / volume.name
     return any(
         Path(source).is_relative_to(folder)
         for source in sources(container.oci)
@@ -159,8 +183,8 @@ class Capture:
 
     def start(self, volumes: tuple[Volume, ...], folder: Path) -> None:
         """Into a checkpoint's folder; nobody may write to the volumes until it has ended."""
-        if volumes:
-            (folder / VOLUMES_FOLDER).mkdir(mode=0o700)
+        for volume in volumes:
+            (folder / volume.record.file).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._archiving = [
             asyncio.create_task(_packed(volume, folder / volume.record.file)) for volume in volumes
         ]
@@ -192,6 +216,17 @@ def look_at(path: Path, pod: Path) -> Volume:
             for place in subpaths(pod, path.name)
             if not place.is_dir()
         ),
+    )
+
+
+def look_at_memory(path: Path) -> Volume:
+    """What is at /dev/shm of a pod."""
+    return Volume(
+        name="dev-shm",
+        kind=VolumeKind.SHARED_MEMORY,
+        path=path,
+        file_system=_file_system(path),
+        bytes=used_bytes(path),
     )
 
 

@@ -1,4 +1,4 @@
-"""Puts what a checkpoint holds of a pod's emptyDirs into those of a live pod.
+"""Puts what a checkpoint holds of a pod's volumes into those of a live pod.
 
 The first container of a pod that comes back brings the contents of all of them; what init
 containers have written there makes way. A container that follows, or that comes back again beside
@@ -31,7 +31,7 @@ from node_worker.threads import in_thread
 from node_worker.volumes import UID_LABEL, Volume
 from schemas import reasons
 from schemas.manifest import Manifest
-from schemas.volumes import VolumeRecord
+from schemas.volumes import VolumeKind, VolumeRecord
 
 PODS: Final = "k8s.io"
 IN_MEMORY: Final = "tmpfs"
@@ -66,7 +66,7 @@ class Fillings:
             return ()
         container = await self._runtime.container(PODS, id)
         found = await in_thread(_found, container, manifest)
-        await self._refuse_used(container, found)
+        await self._refuse_used(container, wish, found)
         await in_thread(_refuse_too_little_room, found)
         return found
 
@@ -91,18 +91,22 @@ class Fillings:
         pod, own = f"{wish.sandbox}.", f"{wish.sandbox}.{wish.container_name}"
         return any(mark.name.startswith(pod) and mark.name != own for mark in self.marks())
 
-    async def _refuse_used(self, container: Container, targets: tuple[Target, ...]) -> None:
+    async def _refuse_used(
+        self, container: Container, wish: Wish, targets: tuple[Target, ...]
+    ) -> None:
         pod, uid = volumes.pod_folder(container), container.labels.get(UID_LABEL)
         for other in await self._runtime.containers(PODS):
-            if pod is None or other.id == container.id or other.labels.get(UID_LABEL) != uid:
+            if pod is None or other.labels.get(UID_LABEL) != uid:
                 continue
-            used = [one.record.name for one in targets if volumes.uses(other, pod, one.record.name)]
+            if other.id in {container.id, wish.sandbox}:
+                continue
+            used = [str(one.record) for one in targets if volumes.uses(other, pod, one.record)]
             if used and await self._runs(other.id):
                 raise Refused(
                     reasons.VOLUME_FAILED,
-                    f"container {other.id} of the pod runs already and uses the emptyDir "
+                    f"container {other.id} of the pod runs already and uses its "
                     f"{', '.join(used)}, which is to get its contents of the checkpoint",
-                    advice="Let no container run beside those that resume, or give it no emptyDir "
+                    advice="Let no container run beside those that resume, or give it no volume "
                     "of theirs.",
                 )
 
@@ -125,7 +129,11 @@ def _found(container: Container, manifest: Manifest) -> tuple[Target, ...]:
     listed = {entry.path for entry in manifest.files}
     if missing := [one.file for one in manifest.volumes if one.file not in listed]:
         raise Damaged(Damage.MISSING, missing[0])
-    return tuple(_target(pod, record) for record in manifest.volumes)
+    memory = volumes.shared_memory(container)
+    return tuple(
+        _target(pod, record) if record.kind is VolumeKind.EMPTY_DIR else _in_memory(memory, record)
+        for record in manifest.volumes
+    )
 
 
 def _target(pod: Path, record: VolumeRecord) -> Target:
@@ -137,8 +145,26 @@ def _target(pod: Path, record: VolumeRecord) -> Target:
             advice="Give the pod the emptyDir volumes that it had, by their names.",
         )
     volume = volumes.look_at(path, pod)
-    kept = frozenset(map(_inode, volumes.subpaths(pod, record.name)))
+    kept = frozenset(_inode(path.resolve()) for path in volumes.subpaths(pod, record.name))
     return Target(record=record, volume=volume, kept=kept)
+
+
+def _in_memory(path: Path | None, record: VolumeRecord) -> Target:
+    if path is None:
+        raise Refused(
+            reasons.VOLUME_FAILED,
+            f"the pod has no {record} of its own, of which the checkpoint holds the contents",
+            advice="Let the pod have it as it had: without hostIPC, and nothing else mounted "
+            "there.",
+        )
+    if not path.is_dir() or (volume := volumes.look_at_memory(path)).file_system != IN_MEMORY:
+        raise Refused(
+            reasons.VOLUME_FAILED,
+            f"the worker cannot see {path}, which the pod has at {record}",
+            advice="Let the worker see containerd's state folder at the same path, with mounts "
+            "made later (in a pod: mountPropagation: HostToContainer).",
+        )
+    return Target(record=record, volume=volume, kept=frozenset())
 
 
 def _refuse_too_little_room(targets: tuple[Target, ...]) -> None:
@@ -146,10 +172,10 @@ def _refuse_too_little_room(targets: tuple[Target, ...]) -> None:
         here = [target for target in targets if _inode(target.volume.path)[0] == device]
         needed = sum(target.record.bytes - target.volume.bytes for target in here)
         if needed > (room := _room(here[0].volume)):
-            names = ", ".join(target.record.name for target in here)
+            names = ", ".join(str(target.record) for target in here)
             raise Refused(
                 reasons.NOT_ENOUGH_DISK,
-                f"the contents of the emptyDir {names} need {in_words(needed)} more on this node, "
+                f"the contents of the pod's {names} need {in_words(needed)} more on this node, "
                 f"there is {in_words(room)} free",
                 advice="Free space, or memory for a volume in memory; kubelet tries again.",
             )

@@ -1,4 +1,4 @@
-"""What a pod has in its emptyDir volumes comes along, and is put into the new pod's own once."""
+"""What a pod has in emptyDir volumes and shared memory comes along, and is put back once."""
 
 import os
 import secrets
@@ -14,8 +14,8 @@ from tests.support.node_services import NodeServices
 from tests.support.resuming import TIMEOUT, Resources
 
 COUNT = """
-exec 3>>/work/log
-i=0; while :; do i=$((i + 1)); echo Loop $i; echo $i >&3; sleep 0.2; done
+exec 3>>/work/log 4>>/dev/shm/log
+i=0; while :; do i=$((i + 1)); echo Loop $i; echo $i >&3; echo $i >&4; sleep 0.2; done
 """
 FILL = """
 cd /work && rm -r by-init folder
@@ -24,9 +24,10 @@ ln folder/file hard && ln -s /etc/passwd link && mkfifo -m 620 fifo && mknod dev
 dd if=/dev/zero of=sparse bs=1 count=1 seek=20M 2>/dev/null
 ls -ld /part/. && echo kept >/part/kept
 dd if=/dev/urandom of=/memory/random bs=64k count=40 2>/dev/null
+echo shared >/dev/shm/shared
 """
 LOOK = """
-for each in /work /memory /part; do
+for each in /work /memory /part /dev/shm; do
     cd $each && find . ! -name log | sort | while read -r one; do
         stat -c '%N %a %u:%g %h %s' "$one"; [ ! -f "$one" ] || md5sum "$one"
     done
@@ -138,9 +139,12 @@ async def _look(pods: Resources, pod: str) -> str:
 
 
 async def _is_in_a_row(pods: Resources, pod: str) -> bool:
-    """Whether the file that the container has open holds every number that it has counted."""
-    said = (await pods.cluster.kubectl("exec", pod, "--", "cat", "/work/log")).split()
-    return list(map(int, said)) == list(range(1, len(said) + 1))
+    """Whether the files that the container has open hold every number that it has counted."""
+    files = [
+        list(map(int, (await pods.cluster.kubectl("exec", pod, "--", "cat", file)).split()))
+        for file in ("/work/log", "/dev/shm/log")
+    ]
+    return all(numbers == list(range(1, len(numbers) + 1)) for numbers in files)
 
 
 async def _crash(pods: Resources, pod: str) -> None:

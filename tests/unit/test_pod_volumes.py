@@ -15,7 +15,7 @@ from node_worker.containerd.port import Container, Mount, Packed, Stdio
 from node_worker.faults import Refused
 from node_worker.pods.bundles import Wish
 from node_worker.pods.volumes import PODS, Fillings
-from node_worker.volumes import EMPTY_DIRS, SUBPATHS, UID_LABEL, Seen, Volume
+from node_worker.volumes import EMPTY_DIRS, SANDBOX, SUBPATHS, UID_LABEL, Seen, Volume
 from schemas import reasons
 from schemas.base import Undecodable, decode
 from schemas.manifest import Manifest
@@ -36,6 +36,7 @@ class Pod:
         self.sandbox = f"sandbox-{self.uid}"
         self.folder = shop.folder / "kubelet/pods" / self.uid
         (self.folder / "containers").mkdir(parents=True)
+        self.has_memory = False
 
     def volume(self, name: str = "work") -> Path:
         path = self.folder / EMPTY_DIRS / name
@@ -44,7 +45,10 @@ class Pod:
 
     def container(self, id: str, *sources: Path) -> Container:
         own = self.folder / "containers/main/log"
-        spec = {"mounts": [{"source": str(source)} for source in (own, *sources)]}
+        mounts = [{"source": str(source)} for source in (own, *sources)]
+        if self.has_memory:
+            mounts.append({"source": str(self.memory), "destination": "/dev/shm"})
+        spec = {"mounts": mounts, "annotations": {SANDBOX: self.sandbox}}
         return Container(
             id=id,
             spec=Packed(type_url="spec", value=msgspec.json.encode(spec)),
@@ -54,11 +58,18 @@ class Pod:
     async def known(self, id: str, *sources: Path) -> None:
         await self.shop.runtime.create_container(PODS, self.container(id, *sources))
 
-    async def runs(self, id: str, *sources: Path) -> None:
+    @property
+    def memory(self) -> Path:
+        """What containerd has made for its /dev/shm."""
+        path = self.shop.folder / "sandboxes" / self.sandbox / "shm"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    async def runs(self, id: str, *sources: Path) -> int:
         await self.known(id, *sources)
         mounts = (Mount(type="bind", source=str(self.folder), options=("rw",)),)
         await self.shop.runtime.create_task(PODS, id, mounts=mounts, stdio=Stdio())
-        await self.shop.runtime.start_task(PODS, id)
+        return await self.shop.runtime.start_task(PODS, id)
 
     def wish(self, name: str = "main") -> Wish:
         return Wish(
@@ -75,6 +86,11 @@ def shop(tmp_path: Path) -> Iterator[Workshop]:
     shop = Workshop(tmp_path)
     yield shop
     shop.close()
+
+
+@pytest.fixture(autouse=True)
+def processes(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volumes, "PROC", shop.folder / "proc")
 
 
 @pytest.fixture
@@ -94,7 +110,10 @@ async def new(shop: Workshop) -> Pod:
 async def checkpoint(pod: Pod) -> tuple[Path, Manifest]:
     """Of a running container of the pod."""
     shop = pod.shop
-    await shop.start()
+    pid = await shop.start()
+    memory = shop.folder / f"proc/{pid}/root/dev/shm"
+    memory.mkdir(parents=True)
+    (memory / "shared").write_text("of the old pod")
     ours = pod.container("c1")
     record = await shop.runtime.container(NAMESPACE, "c1")
     changed = msgspec.structs.replace(record, spec=ours.spec, labels=ours.labels)
@@ -129,7 +148,9 @@ async def test_contents_go_from_one_pod_to_the_other(old: Pod, new: Pod) -> None
 
     verify(*source)
     assert [one.name for one in source[1].volumes] == ["second", "work"]
-    assert {"volumes/second.tar", "volumes/work.tar"} < {one.path for one in source[1].files}
+    assert {"volumes/emptyDir/second.tar", "volumes/emptyDir/work.tar"} < {
+        one.path for one in source[1].files
+    }
     assert sorted(path.name for path in new.volume().iterdir()) == ["file", "sub"]
     assert (new.volume() / "sub").stat().st_mode & 0o777 == 0o700
     assert (new.volume("second") / "other").exists()
@@ -202,6 +223,39 @@ async def test_links_lead_nowhere(old: Pod, new: Pod, tmp_path: Path) -> None:
     assert not (new.volume() / "trap").is_symlink()
 
 
+async def test_shared_memory_goes_along_where_the_pod_has_some(
+    old: Pod, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old.has_memory = True
+    source = await checkpoint(old)
+    new = Pod(shop)
+    new.has_memory = True
+    await new.known("new")
+    await new.runs(new.sandbox)
+
+    with pytest.raises(Refused, match="the worker cannot see"):  # it is no mount
+        await fill(new, source)
+    mounted(shop.folder / "mountinfo", new.memory, monkeypatch)
+    await fill(new, source)
+
+    assert [str(one) for one in source[1].volumes] == ["/dev/shm"]
+    assert (new.memory / "shared").read_text() == "of the old pod"
+
+
+def mounted(mounts: Path, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the worker can see."""
+    mounts.write_text(f"1 2 0:40 / {point} rw,relatime - tmpfs shm rw,size=65536k\n")
+    monkeypatch.setattr(volumes, "MOUNTS", mounts)
+
+
+async def test_a_pod_without_shared_memory_of_its_own_is_refused(old: Pod, new: Pod) -> None:
+    old.has_memory = True
+
+    told = await refusal(new, await checkpoint(old))
+
+    assert "the pod has no /dev/shm of its own" in str(told)
+
+
 async def refusal(pod: Pod, source: tuple[Path, Manifest]) -> Refused:
     (pod.volume("witness") / "file").write_text("untouched")
     with pytest.raises(Refused) as caught:
@@ -266,7 +320,7 @@ async def test_a_pod_that_the_worker_does_not_see_is_refused(old: Pod, new: Pod)
 async def test_contents_that_the_checkpoint_does_not_list_are_damage(old: Pod, new: Pod) -> None:
     old.volume()
     folder, manifest = await checkpoint(old)
-    without = tuple(one for one in manifest.files if one.path != "volumes/work.tar")
+    without = tuple(one for one in manifest.files if one.path != "volumes/emptyDir/work.tar")
 
     with pytest.raises(Damaged):
         await fill(new, (folder, msgspec.structs.replace(manifest, files=without)))
@@ -281,7 +335,7 @@ def test_a_manifest_with_another_kind_of_name_is_none(name: str) -> None:
 
 
 def told(pod: Pod, *sources: Path) -> list[str]:
-    seen = volumes.look(pod.container("any", *sources))
+    seen = volumes.look(pod.container("any", *sources), os.getpid())
     return [failure.message for failure in volumes.obstacles(seen)]
 
 
@@ -314,7 +368,7 @@ def test_only_the_pods_own_folder_is_looked_at(old: Pod, uid: str) -> None:
     container = old.container("any", old.volume())
     claimed = msgspec.structs.replace(container, labels={UID_LABEL: uid})
 
-    assert volumes.look(claimed) == Seen()
+    assert volumes.look(claimed, os.getpid()) == Seen()
 
 
 def test_the_space_of_files_counts_once_and_holes_do_not(tmp_path: Path) -> None:
@@ -330,9 +384,9 @@ async def test_a_volume_that_cannot_be_read_fails_the_capture(tmp_path: Path) ->
     capture = volumes.Capture()
     capture.start((Volume(name="gone", path=tmp_path / "gone"),), tmp_path)
 
-    with pytest.raises(ArchiveFailed, match="the emptyDir gone") as caught:
+    with pytest.raises(ArchiveFailed, match="the pod's emptyDir gone") as caught:
         await capture.finish()
 
     assert caught.value.reason == reasons.VOLUME_FAILED
     await capture.stop()
-    assert list((tmp_path / "volumes").iterdir()) == []
+    assert list((tmp_path / "volumes/emptyDir").iterdir()) == []
