@@ -24,7 +24,9 @@ def an_action() -> Action:
         kind="restore",
         node=NODE,
         order=RestoreOrder(
-            checkpoint=identity, target=Target(namespace="default", container=identity)
+            checkpoint=identity,
+            part=identity,
+            target=Target(namespace="default", container=identity),
         ),
         state=ActionState.PENDING,
         created=now,

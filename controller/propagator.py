@@ -259,7 +259,7 @@ def _identifier(text: str, field: str) -> str:
 def _restored_name(entry: CatalogueEntry, key: str) -> str:
     """A new name each time, with the original one and `restored` in it."""
     ending = f"-restored-{key[:8]}"
-    original = _RESTORED.sub("", entry.facts.target.container)
+    original = _RESTORED.sub("", entry.facts.parts[0].target.container)
     return original[: _LONGEST_NAME - len(ending)] + ending
 
 

@@ -38,8 +38,18 @@ _CHECKPOINT_STATUS: dict[CheckpointState, CheckpointStatus] = {
 
 
 def target_of(action: Action) -> Target | None:
-    order = action.order
-    return None if isinstance(order, DeleteOrder) else order.target
+    """The container, or the first of several."""
+    return next(iter(_targets_of(action)), None)
+
+
+def _targets_of(action: Action) -> tuple[Target, ...]:
+    match action.order:
+        case CheckpointOrder(parts=parts):
+            return tuple(part.target for part in parts)
+        case RestoreOrder(target=target):
+            return (target,)
+        case DeleteOrder():
+            return ()
 
 
 def type_of(action: Action) -> ActionType:
@@ -89,13 +99,14 @@ def action_of(
 def checkpoint_of(entry: CatalogueEntry, nodes: dict[str, Inventory]) -> PodCheckpoint:
     facts = entry.facts
     inventory = nodes.get(facts.node)
+    target = facts.parts[0].target
     return PodCheckpoint(
         id=facts.id,
         checkpoint_id=facts.id,
         action_id=facts.id,
         status=_CHECKPOINT_STATUS[entry.state],
-        pod_id=facts.target.container,
-        namespace=facts.target.namespace,
+        pod_id=target.container,
+        namespace=target.namespace,
         node_name=facts.node,
         gpu=bool(facts.gpus),
         platform=inventory.host.architecture if inventory else "",
@@ -106,7 +117,7 @@ def checkpoint_of(entry: CatalogueEntry, nodes: dict[str, Inventory]) -> PodChec
 
 
 def latest_of_pod(actions: Iterable[Action], pod: str) -> Action | None:
-    of_pod = [one for one in actions if (target := target_of(one)) and target.container == pod]
+    of_pod = [one for one in actions if pod in {each.container for each in _targets_of(one)}]
     return max(of_pod, key=lambda one: one.created, default=None)
 
 

@@ -19,8 +19,18 @@ from kybernate.tasks import jittered
 from schemas import reasons
 from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, CheckpointState
+from schemas.manifest import CheckpointFacts, PartFacts
 from schemas.nodes import Inventory
-from schemas.orders import CheckpointOrder, DeleteOrder, Order, Place, RestoreOrder, Target, verb
+from schemas.orders import (
+    CheckpointOrder,
+    DeleteOrder,
+    Order,
+    Place,
+    RestoreOrder,
+    Target,
+    only_part,
+    verb,
+)
 from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
 
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -159,16 +169,18 @@ class Service:
     async def _placed_restore(self, request: RestoreRequest) -> tuple[str, Order]:
         facts = (await self._ready(request.checkpoint)).facts
         node, place = request.node or facts.node, Place(facts.place)
-        if place is Place.MEMORY and (node != facts.node or _renamed(request, facts.target)):
+        part = _part(facts, request.container)
+        if place is Place.MEMORY and (node != facts.node or _renamed(request, part.target)):
             raise _stays_where_it_is(request, facts.node)
         if place is Place.MEMORY:
             await self._nodes.taking_jobs(node)
         else:
             await self._nodes.fitting(node, facts)
-        container = request.name or facts.target.container
-        target = Target(namespace=facts.target.namespace, container=container)
+        container = request.name or part.target.container
+        target = Target(namespace=part.target.namespace, container=container)
         return node, RestoreOrder(
             checkpoint=facts.id,
+            part=part.name,
             target=target,
             place=place,
             digest=facts.digest,
@@ -197,12 +209,26 @@ def _check_action(action: str) -> None:
 
 def _checkpoint_order(checkpoint: str, request: CheckpointRequest) -> CheckpointOrder:
     return CheckpointOrder(
-        target=Target(namespace=request.namespace, container=request.container),
+        parts=only_part(Target(namespace=request.namespace, container=request.container)),
         checkpoint=checkpoint,
         place=request.place,
         leave_running=request.leave_running,
         outside_tcp=request.outside_tcp,
         independent_gpu_processes=request.independent_gpu_processes,
+    )
+
+
+def _part(facts: CheckpointFacts, name: str | None) -> PartFacts:
+    """The container that is meant."""
+    meant = [part for part in facts.parts if name in {None, part.name}]
+    if len(meant) == 1:
+        return meant[0]
+    names = ", ".join(part.name for part in facts.parts)
+    raise Refused(
+        reasons.INVALID_REQUEST,
+        f"checkpoint {facts.id} is of {names}; "
+        + ("one container at a time resumes" if name is None else f"it has no container {name}"),
+        "name one of them (--container)",
     )
 
 
@@ -232,6 +258,7 @@ def _asks_for(order: Order, request: Request) -> bool:
             return order == _checkpoint_order(order.checkpoint, request)
         case RestoreOrder(), RestoreRequest():
             same = (order.checkpoint, order.gpu_map) == (request.checkpoint, request.gpu_map)
+            same = same and request.container in {None, order.part}
             return same and request.name in {None, order.target.container}
         case DeleteOrder(), DeleteRequest():
             return order.checkpoint == request.checkpoint

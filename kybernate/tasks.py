@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -122,6 +122,13 @@ async def together(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
         if problem is not None:
             raise problem
     return works[0].result(), works[1].result()
+
+
+async def all_of(acts: Iterable[Awaitable[None]]) -> None:
+    """The same of any number that have nothing to tell."""
+    for outcome in await asyncio.gather(*acts, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 async def end(task: "asyncio.Task[Any]") -> None:

@@ -7,41 +7,27 @@ seal: durable, then visible; this commits. release: the workload is ended, or ru
 CRIU leaves the task as it was, paused; it is ended only when the checkpoint is durable.
 """
 
-import asyncio
 import contextlib
-import logging
 import time
+from functools import partial
 from pathlib import Path
 
-from kybernate import tasks, telemetry
+from kybernate import telemetry
 from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
-from node_worker import criu_images, criu_log, criu_process, folders, freezer, rootfs
+from kybernate.tasks import all_of, together
+from node_worker import folders
 from node_worker.actors import Means, Progress, Step, StepActor
-from node_worker.containerd.port import DumpOptions, Mount
-from node_worker.dump import dump
 from node_worker.facts import facts_of
 from node_worker.faults import Refused
 from node_worker.holding import HeldNotes, Holding
 from node_worker.host import with_criu
-from node_worker.surroundings import numbered_inside
+from node_worker.parts import PartOnDisk
 from node_worker.threads import in_thread
 from node_worker.volumes import Capture
-from node_worker.watches import named_watches
 from schemas import reasons
-from schemas.manifest import (
-    IMAGES_FOLDER,
-    ROOTFS_FILE,
-    CheckpointFacts,
-    ContainerRecord,
-    FileEntry,
-    Manifest,
-    StepTime,
-    Streams,
-)
+from schemas.manifest import PARTS_FOLDER, CheckpointFacts, FileEntry, Manifest, StepTime
 from schemas.messages import Checkpointed, Job
 from schemas.orders import CheckpointOrder
-
-log = logging.getLogger(__name__)
 
 
 class CheckpointActor(StepActor[HeldNotes]):
@@ -54,10 +40,12 @@ class CheckpointActor(StepActor[HeldNotes]):
         self._follower = Follower()
         self._staging = Path()
         self._work = means.settings.work(job.id)
-        self._parent = ""
-        self._mounts: tuple[Mount, ...] = ()
-        self._archiving: asyncio.Task[int] | None = None
+        self._parts = tuple(
+            PartOnDisk(means, held, self._work / held.part.name) for held in self._held.held
+        )
         self._volumes = Capture()
+        self._dumped: dict[PartOnDisk, int] = {}
+        """Bytes, so far."""
         self._files: tuple[FileEntry, ...] = ()
         self._times: list[StepTime] = []
         super().__init__(
@@ -89,19 +77,8 @@ class CheckpointActor(StepActor[HeldNotes]):
         return Checkpointed(checkpoint=await in_thread(self._published_facts))
 
     async def _stage(self, _: HeldNotes) -> None:
-        container, space = self._held.container, self._order.target.namespace
-        if not container.snapshot_key:
-            raise Refused(
-                reasons.CANNOT_BE_CHECKPOINTED,
-                "the container's root filesystem is not a snapshot of containerd",
-                advice="Run the container from an image.",
-            )
-        key = (space, container.snapshotter, container.snapshot_key)
-        asked = asyncio.gather(self._means.runtime.snapshot(*key), self._means.runtime.mounts(*key))
-        (snapshot, self._mounts), self._staging = await tasks.together(
-            asked, in_thread(self._new_folders)
-        )
-        self._parent = snapshot.parent
+        roots = all_of(part.find_root() for part in self._parts)
+        self._staging = (await together(in_thread(self._new_folders), roots))[0]
         self._follower.start(self._staging)
 
     def _new_folders(self) -> Path:
@@ -109,11 +86,11 @@ class CheckpointActor(StepActor[HeldNotes]):
             folder = self._means.store.folder(self._order.checkpoint)
             raise Refused(reasons.ALREADY_EXISTS, f"there is a checkpoint in {folder} already")
         staging = self._means.store.staging(self._order.checkpoint)
-        (staging / IMAGES_FOLDER).mkdir(mode=0o700)
+        (staging / PARTS_FOLDER).mkdir(mode=0o700)
         folders.remove(self._work)
         self._work.mkdir(mode=0o700, parents=True)
-        if names := named_watches(self._held.seen.processes, self._held.task.pid):
-            criu_images.write_names(self._work, names)
+        for part in self._parts:
+            part.make_folders(staging)
         return staging
 
     async def _unstage(self, _: HeldNotes) -> None:
@@ -122,34 +99,23 @@ class CheckpointActor(StepActor[HeldNotes]):
         await in_thread(folders.remove, self._work)
 
     async def _dump(self, notes: HeldNotes) -> None:
-        images = self._staging / IMAGES_FOLDER
-        self._archiving = asyncio.create_task(
-            rootfs.capture(self._mounts, self._staging / ROOTFS_FILE)
-        )
+        for part in self._parts:
+            part.begin_archive()
         self._volumes.start(self._held.pod_volumes.volumes, self._staging)
-        options = DumpOptions(
-            image_path=str(images),
-            work_path=str(self._work),
-            open_tcp=True,
-            file_locks=True,
-        )
-        await dump(self._means.runtime, self._order.target, options, grown=self._grown)
-        await in_thread(_hold_still, notes.pid)
+        for part, pid in zip(self._parts, notes.pids, strict=True):
+            await part.dump(pid, partial(self._grown, part))
 
-    def _grown(self, size: int) -> None:
-        self._progress.progress("dump", size, max(size, self._held.expected_bytes))
+    def _grown(self, part: PartOnDisk, size: int) -> None:
+        self._dumped[part] = size
+        done = sum(self._dumped.values())
+        self._progress.progress("dump", done, max(done, self._held.expected_bytes))
 
     async def _undump(self, _: HeldNotes) -> None:
-        """A CRIU that outlived containerd must not go on beside what comes now."""
-        await criu_process.end_in(self._work)
+        await all_of(part.end_dump() for part in self._parts)
         await self._volumes.stop()
-        if self._archiving is not None:
-            await tasks.end(self._archiving)
-            self._archiving.cancelled() or self._archiving.exception()  # the dump's failure counts
 
     async def _rootfs(self, _: HeldNotes) -> None:
-        if self._archiving is not None:
-            await self._archiving
+        await all_of(part.archived() for part in self._parts)
         await self._volumes.finish()
 
     async def _hash(self, _: HeldNotes) -> None:
@@ -174,49 +140,22 @@ class CheckpointActor(StepActor[HeldNotes]):
         return read_manifest(folder).action == self._job.action
 
     async def _release(self, notes: HeldNotes) -> None:
-        go = self._held.let_run if self._order.leave_running else self._held.end_task
-        await tasks.together(go(notes), in_thread(folders.remove, self._work))
+        go = self._held.let_run if self._order.leave_running else self._held.end_tasks
+        await together(go(notes), in_thread(folders.remove, self._work))
 
     def _manifest(self) -> Manifest:
-        log = criu_log.read_log(self._work)
-        processes = criu_images.processes(self._staging / IMAGES_FOLDER)
+        evidence = self._held.evidence
         return Manifest(
             id=self._order.checkpoint,
             action=self._job.action,
-            target=self._order.target,
             created=time.time(),
-            container=self._record(),
-            host=with_criu(self._means.host, log),
+            parts=tuple(part.record(self._files, evidence.processes) for part in self._parts),
+            host=with_criu(self._means.host, self._parts[0].log()),
             files=self._files,
-            pids=tuple(process.pid for process in processes),
-            gpus=self._held.evidence.gpus if self._held.evidence.processes else (),
-            gpu_processes=numbered_inside(self._held.evidence.processes, self._held.seen.processes),
-            memory_bytes=sum(one.size for one in self._files if criu_images.is_memory(one.path)),
+            gpus=evidence.gpus if evidence.processes else (),
             left_running=self._order.leave_running,
             timings=tuple(self._times),
             pod=self._order.pod,
             volumes=tuple(one.record for one in self._held.pod_volumes.volumes),
             traceparent=telemetry.traceparent(),
         )
-
-    def _record(self) -> ContainerRecord:
-        container, stdio = self._held.container, self._held.task.stdio
-        options = container.runtime_options
-        return ContainerRecord(
-            image=container.image,
-            labels=dict(container.labels),
-            snapshotter=container.snapshotter,
-            parent_snapshot=self._parent,
-            runtime=container.runtime,
-            runtime_options_type=options.type_url if options else "",
-            runtime_options=options.value if options else b"",
-            spec=container.spec.value,
-            streams=Streams(stdout=stdio.stdout, stderr=stdio.stderr),
-        )
-
-
-def _hold_still(pid: int) -> None:
-    """CRIU leaves the processes frozen, as it found them; should one not, they must not go on."""
-    with contextlib.suppress(FileNotFoundError):  # it ended, which the rest will tell
-        if freezer.freeze_if_thawed(pid):
-            log.warning("process %d was let go by the dump, and is frozen again", pid)

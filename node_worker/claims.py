@@ -13,7 +13,7 @@ WAIT = "Wait until it has ended (`kybernate get actions`), then ask again."
 
 
 class _Wants(msgspec.Struct, frozen=True, kw_only=True):
-    container: Target | None = None
+    containers: frozenset[Target] = frozenset()
     makes_or_deletes: str = ""
     reads: str = ""
 
@@ -40,18 +40,20 @@ class Claims:
 def _wants(order: Order) -> _Wants:
     match order:
         case CheckpointOrder():
-            return _Wants(container=order.target, makes_or_deletes=order.checkpoint)
+            targets = frozenset(part.target for part in order.parts)
+            return _Wants(containers=targets, makes_or_deletes=order.checkpoint)
         case RestoreOrder():
-            return _Wants(container=order.target, reads=order.checkpoint)
+            return _Wants(containers=frozenset((order.target,)), reads=order.checkpoint)
         case DeleteOrder():
             return _Wants(makes_or_deletes=order.checkpoint)
 
 
 def _conflict(wants: _Wants, held: _Wants, other: str) -> Failure | None:
-    if wants.container is not None and wants.container == held.container:
+    if both := wants.containers & held.containers:
+        names = ", ".join(sorted(target.container for target in both))
         return Failure(
             reason=reasons.CONTAINER_BUSY,
-            message=f"job {other} is at work on container {wants.container.container}",
+            message=f"job {other} is at work on container {names}",
             advice=WAIT,
         )
     theirs = {held.makes_or_deletes, held.reads}

@@ -32,7 +32,7 @@ class DeleteActor(StepActor[DeleteNotes]):
 
     async def _delete(self, _: DeleteNotes) -> None:
         if (sleeper := self._sleeper()) is not None:
-            await Tasks(self._means.runtime, sleeper.facts.target).end(sleeper.pid)
+            await Tasks(self._means.runtime, sleeper.target).end(sleeper.pid)
             self._means.ledger.forget_sleeper(self._checkpoint)
         await in_thread(self._means.store.delete, self._checkpoint)
 

@@ -1,14 +1,18 @@
-"""The steps with which every checkpoint begins: find the container, look what stands in the way,
-take its CUDA processes off the GPU, pause it.
+"""The steps with which every checkpoint begins: find the containers, look what stands in the way,
+take their CUDA processes off the GPU, pause them.
 
 The driver needs the threads of the processes running, so lock and gpu come before pause, and on
-the way back after resume.
+the way back after resume. Each step is done for all containers before the next one begins.
 """
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
+from kybernate.tasks import all_of
 from node_worker import preflight, volumes
 from node_worker.actors import Means, Step
 from node_worker.containerd.port import Container, Task
@@ -16,14 +20,14 @@ from node_worker.faults import Refused
 from node_worker.gpu import evidence, group, obstacles
 from node_worker.gpu.evidence import Evidence
 from node_worker.gpu.hugepages import huge_pages
-from node_worker.surroundings import Surroundings
+from node_worker.surroundings import Surroundings, numbered_inside
 from node_worker.tasks_of import Tasks
 from node_worker.threads import in_thread
 from schemas.base import Record
 from schemas.failures import Failure
 from schemas.gpus import GpuProcess
 from schemas.messages import Job
-from schemas.orders import CheckpointOrder, Place
+from schemas.orders import CheckpointOrder, Part, Place
 
 LOCK_SHARE: Final = 0.5
 """How much of the time up to the deadline the GPU's work may take to come to rest."""
@@ -32,7 +36,8 @@ LOCK_SHARE: Final = 0.5
 class HeldNotes(Record, frozen=True, kw_only=True):
     """What undoing, and releasing, has to know."""
 
-    pid: int = 0
+    pids: tuple[int, ...] = ()
+    """Of the tasks, in the order of the parts."""
     gpu_processes: tuple[GpuProcess, ...] = ()
 
     @property
@@ -40,14 +45,36 @@ class HeldNotes(Record, frozen=True, kw_only=True):
         return tuple(process.pid for process in self.gpu_processes)
 
 
-class Holding:
-    """One container, held for a checkpoint."""
+class Held:
+    """One container, held for a checkpoint: what was found of it."""
 
     container: Container
     task: Task
     pids: tuple[int, ...]
-    evidence: Evidence
     seen: Surroundings
+
+    def __init__(self, means: Means, part: Part) -> None:
+        self.part = part
+        self.tasks = Tasks(means.runtime, part.target)
+
+    async def find(self) -> None:
+        self.container, self.task, self.pids = await self.tasks.running()
+
+    def own(self, processes: Iterable[GpuProcess]) -> tuple[GpuProcess, ...]:
+        """Those of its processes, by their numbers inside."""
+        own = [process for process in processes if process.pid in self.pids]
+        return numbered_inside(own, self.seen.processes)
+
+    def shares_pids(self) -> bool:
+        """Kubelet says by no word of its own whether the container has process IDs for itself."""
+        first = {one.inner_pid for one in self.seen.processes if one.pid == self.task.pid}
+        return volumes.UID_LABEL in self.container.labels and bool(first) and first != {1}
+
+
+class Holding:
+    """The containers of a checkpoint."""
+
+    evidence: Evidence
     expected_bytes: int = 0
     pod_volumes = volumes.Seen()
 
@@ -55,7 +82,7 @@ class Holding:
         self._means = means
         self._job = job
         self._order = order
-        self._tasks = Tasks(means.runtime, order.target)
+        self.held = tuple(Held(means, part) for part in order.parts)
 
     @property
     def first_steps(self) -> tuple[Step[HeldNotes], ...]:
@@ -77,48 +104,64 @@ class Holding:
         await self._resume(notes)
         await self._release_gpu(notes)
 
-    async def end_task(self, notes: HeldNotes) -> None:
-        await self._tasks.end(notes.pid)
+    async def end_tasks(self, notes: HeldNotes) -> None:
+        await all_of(one.tasks.end(pid) for one, pid in self._with_pids(notes))
 
     async def _resolve(self, _: HeldNotes) -> HeldNotes:
-        self.container, self.task, self.pids = await self._tasks.running()
-        self.evidence = await evidence.gather(self._means.gpu, self.pids)
-        return HeldNotes(pid=self.task.pid, gpu_processes=self.evidence.processes)
+        await all_of(one.find() for one in self.held)
+        pids = [pid for one in self.held for pid in one.pids]
+        self.evidence = await evidence.gather(self._means.gpu, pids)
+        return HeldNotes(
+            pids=tuple(one.task.pid for one in self.held), gpu_processes=self.evidence.processes
+        )
 
     async def _preflight(self, _: HeldNotes) -> None:
         """Whatever stands in the way, told before anything is touched."""
-        self.seen = await in_thread(self._means.look, self.pids)
         independent = self._order.independent_gpu_processes
         refuse(obstacles.checkpoint_obstacles(self.evidence, independent=independent))
         if self._order.place is Place.DISK:
-            self.pod_volumes = await in_thread(volumes.look, self.container, self.task.pid)
+            containers = [(one.container, one.task.pid) for one in self.held]
+            self.pod_volumes = await in_thread(volumes.look, containers)
             refuse(tuple(volumes.obstacles(self.pod_volumes)))
-        facts = await self._facts()
-        refuse(preflight.obstacles(facts))
-        self.expected_bytes = preflight.memory_bytes(facts) + facts.gpu_bytes
+        self.expected_bytes = self.pod_volumes.bytes
+        found: list[Failure] = []
+        for one in self.held:
+            one.seen = await in_thread(self._means.look, one.pids)
+            facts = self._facts(one)
+            found += self._named(one, preflight.obstacles(facts))
+            self.expected_bytes += preflight.memory_bytes(facts)
+        free = await self._free_disk()
+        refuse((*found, *preflight.lack_of_disk(self.expected_bytes, free)))
 
-    async def _facts(self) -> preflight.Facts:
-        on_disk = self._order.place is Place.DISK
-        free = await in_thread(self._means.store.free_bytes) if on_disk else sys.maxsize
+    async def _free_disk(self) -> int:
+        if self._order.place is not Place.DISK:
+            return sys.maxsize
+        return await in_thread(self._means.store.free_bytes)
+
+    def _facts(self, one: Held) -> preflight.Facts:
+        on_gpu = [process for process in self.evidence.processes if process.pid in one.pids]
         return preflight.Facts(
-            processes=self.seen.processes,
-            connections=self.seen.connections,
+            processes=one.seen.processes,
+            connections=one.seen.connections,
             outside_tcp=self._order.outside_tcp,
-            other_users=self.seen.other_users,
-            shared_pids=self._shares_pids(),
-            terminal=self.task.stdio.terminal,
-            cgroup_v1=self.seen.cgroup_v1,
-            free_disk=free,
-            free_memory=self.seen.free_memory,
-            volume_bytes=self.pod_volumes.bytes,
-            gpu_bytes=obstacles.vram_bytes(self.evidence),
-            gpu_pids=frozenset(process.pid for process in self.evidence.processes),
+            other_users=one.seen.other_users,
+            shared_pids=one.shares_pids(),
+            terminal=one.task.stdio.terminal,
+            cgroup_v1=one.seen.cgroup_v1,
+            free_memory=one.seen.free_memory,
+            gpu_bytes=obstacles.vram_bytes(on_gpu),
+            gpu_pids=frozenset(process.pid for process in on_gpu),
         )
 
-    def _shares_pids(self) -> bool:
-        """Kubelet says by no word of its own whether the container has process IDs for itself."""
-        first = {one.inner_pid for one in self.seen.processes if one.pid == self.task.pid}
-        return volumes.UID_LABEL in self.container.labels and bool(first) and first != {1}
+    def _named(self, one: Held, found: Iterable[Failure]) -> Iterable[Failure]:
+        """With the container's name, where there are several."""
+        if len(self.held) == 1:
+            return found
+        name = one.part.name
+        return [
+            msgspec.structs.replace(failure, message=f"container {name}: {failure.message}")
+            for failure in found
+        ]
 
     async def _lock(self, notes: HeldNotes) -> None:
         if notes.gpu_pids:
@@ -138,10 +181,13 @@ class Holding:
             await group.release_all(self._means.gpu, notes.gpu_pids)
 
     async def _pause(self, _: HeldNotes) -> None:
-        await self._tasks.pause()
+        await all_of(one.tasks.pause() for one in self.held)
 
     async def _resume(self, notes: HeldNotes) -> None:
-        await self._tasks.resume(notes.pid)
+        await all_of(one.tasks.resume(pid) for one, pid in self._with_pids(notes))
+
+    def _with_pids(self, notes: HeldNotes) -> Iterable[tuple[Held, int]]:
+        return zip(self.held, notes.pids, strict=True)
 
 
 def refuse(found: tuple[Failure, ...]) -> None:

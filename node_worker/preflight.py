@@ -40,7 +40,7 @@ _UNSUPPORTED_KINDS: Final = {
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the decision depends on."""
+    """All that the decision on a container depends on."""
 
     processes: tuple[Process, ...]
     connections: tuple[TcpConnection, ...] = ()
@@ -51,10 +51,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """A pod's container without a PID namespace of its own."""
     terminal: bool = False
     cgroup_v1: bool = False
-    free_disk: int
     free_memory: int
-    volume_bytes: int = 0
-    """Of the pod's volumes that come along."""
     gpu_bytes: int = 0
     """GPU memory, which goes to the host's memory and then to disk."""
     gpu_pids: frozenset[int] = frozenset()
@@ -66,10 +63,23 @@ def obstacles(facts: Facts) -> tuple[Failure, ...]:
     return tuple(_all(facts))
 
 
+def lack_of_disk(needed: int, free: int) -> tuple[Failure, ...]:
+    """Whether a checkpoint that writes so much has no room."""
+    if (disk := needed + DISK_MARGIN) <= free:
+        return ()
+    told = Failure(
+        reason=reasons.NOT_ENOUGH_DISK,
+        message=f"the checkpoint needs about {in_words(disk)}, "
+        f"the checkpoint store has {in_words(free)} free",
+        advice="Free space, delete checkpoints, or move the store to a larger file system.",
+    )
+    return (told,)
+
+
 def memory_bytes(facts: Facts) -> int:
-    """What CRIU will write of the processes' memory, shared memory counted once."""
+    """What CRIU will write: the processes' memory, shared memory counted once, and the GPU's."""
     shared = max((process.shared_bytes for process in facts.processes), default=0)
-    return sum(process.private_bytes for process in facts.processes) + shared
+    return sum(process.private_bytes for process in facts.processes) + shared + facts.gpu_bytes
 
 
 def _all(facts: Facts) -> Iterator[Failure]:
@@ -96,7 +106,7 @@ def _all(facts: Facts) -> Iterator[Failure]:
             message="the container was made with a terminal, whose other end is outside of it",
             advice="Run the container without a terminal (tty: false).",
         )
-    yield from _of_space(facts)
+    yield from _of_memory(facts)
 
 
 def _of_process(process: Process, facts: Facts) -> Iterator[Failure]:
@@ -169,15 +179,7 @@ def _of_connections(facts: Facts) -> Iterator[Failure]:
     )
 
 
-def _of_space(facts: Facts) -> Iterator[Failure]:
-    disk = memory_bytes(facts) + facts.gpu_bytes + facts.volume_bytes + DISK_MARGIN
-    if disk > facts.free_disk:
-        yield Failure(
-            reason=reasons.NOT_ENOUGH_DISK,
-            message=f"the checkpoint needs about {in_words(disk)}, "
-            f"the checkpoint store has {in_words(facts.free_disk)} free",
-            advice="Free space, delete checkpoints, or move the store to a larger file system.",
-        )
+def _of_memory(facts: Facts) -> Iterator[Failure]:
     memory = facts.gpu_bytes + MEMORY_MARGIN
     if facts.gpu_bytes and memory > facts.free_memory:
         yield Failure(

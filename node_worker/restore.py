@@ -49,7 +49,7 @@ from node_worker.verification import Verification
 from schemas import reasons
 from schemas.base import Record
 from schemas.gpus import GpuProcess
-from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
+from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest, PartRecord, part_folder
 from schemas.messages import Job, Restored
 from schemas.orders import RestoreOrder
 
@@ -80,8 +80,11 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._scratch = str(uuid.uuid5(uuid.NAMESPACE_OID, job.id))  # not shared with other jobs
         self._tasks = Tasks(means.runtime, order.target)
         self._folder = Path()
+        self._files = Path()
+        """Where those of the container itself are."""
         self._images = Path()
         self._manifest: Manifest
+        self._part: PartRecord
         self._mounts: tuple[Mount, ...] = ()
         self._has_image = False
         self._has_task = False
@@ -120,7 +123,9 @@ class RestoreActor(StepActor[RestoreNotes]):
         (self._folder, self._manifest), before, task = await asyncio.gather(
             in_thread(self._opened), self._tasks.container(), self._tasks.found()
         )
-        self._verification = Verification(self._folder, self._manifest)
+        self._part = self._found_part()
+        self._files = self._folder / part_folder(self._part.name)
+        self._verification = Verification(self._folder, self._manifest, self._part.name)
         self._has_task = task is not None
         self._has_image = await self._image_is_there()
         if task is not None and task.status in ALIVE:
@@ -129,13 +134,13 @@ class RestoreActor(StepActor[RestoreNotes]):
                 f"container {self._id} is {task.status}",
                 advice="End it first, or restore under another name (--name).",
             )
-        if before is not None and self._order.target != self._manifest.target:
+        if before is not None and self._order.target != self._part.target:
             raise Refused(
                 reasons.ALREADY_EXISTS,
                 f"there is another container {self._id} already",
                 advice="Choose another name (--name), or delete that container.",
             )
-        return RestoreNotes(before=before, snapshotter=self._manifest.container.snapshotter)
+        return RestoreNotes(before=before, snapshotter=self._part.container.snapshotter)
 
     def _opened(self) -> tuple[Path, Manifest]:
         folder = self._means.store.folder(self._order.checkpoint)
@@ -144,8 +149,18 @@ class RestoreActor(StepActor[RestoreNotes]):
             raise Damaged(Damage.OTHER_CHECKPOINT, folder.name)
         return folder, manifest
 
+    def _found_part(self) -> PartRecord:
+        if (part := self._manifest.part(self._order.part)) is not None:
+            return part
+        names = ", ".join(part.name for part in self._manifest.parts)
+        raise Refused(
+            reasons.INVALID_REQUEST,
+            f"checkpoint {self._manifest.id} has no container {self._order.part}; it has {names}",
+            advice="Name one of them (--container).",
+        )
+
     async def _image_is_there(self) -> bool:
-        record = self._manifest.container
+        record = self._part.container
         if not record.parent_snapshot:
             return True
         try:
@@ -162,7 +177,7 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _fit(self, notes: RestoreNotes) -> RestoreNotes:
         host.check_fits(self._manifest.host, self._means.host)
-        record = self._manifest.container
+        record = self._part.container
         if not self._has_image:
             raise Refused(
                 reasons.IMAGE_MISSING,
@@ -170,7 +185,7 @@ class RestoreActor(StepActor[RestoreNotes]):
                 f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
                 advice="Pull the image on this node (into that namespace), then try again.",
             )
-        if not self._manifest.gpu_processes:
+        if not self._part.gpu_processes:
             return notes
         now = await self._means.gpu.facts()
         pairs = pairing.pair(
@@ -201,7 +216,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         _, self._images = await tasks.together(made_both, in_thread(self._prepare_images))
 
     async def _snapshot(self) -> None:
-        record = self._manifest.container
+        record = self._part.container
         self._mounts = await self._runtime.prepare_snapshot(
             self._space,
             record.snapshotter,
@@ -209,13 +224,13 @@ class RestoreActor(StepActor[RestoreNotes]):
             record.parent_snapshot,
             {GC_ROOT_LABEL: self._job.id},
         )
-        self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._folder / ROOTFS_FILE))
+        self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._files / ROOTFS_FILE))
 
     def _prepare_images(self) -> Path:
         """The images; a changed copy of them where CRIU could not restore them well."""
         self._clear_folders()
         self._work.mkdir(mode=0o700, parents=True)
-        images = self._folder / IMAGES_FOLDER
+        images = self._files / IMAGES_FOLDER
         if not criu_images.needs_changes(images):
             return images
         copy = self._means.store.scratch(self._job.id) / IMAGES_FOLDER
@@ -228,10 +243,10 @@ class RestoreActor(StepActor[RestoreNotes]):
         await self._runtime.remove_snapshot(self._space, notes.snapshotter, self._key)
 
     def _made_from(self, before: Container | None) -> Container:
-        record = self._manifest.container
+        record = self._part.container
         labels = before.labels if before else record.labels
         type_url = before.spec.type_url if before else SPEC_TYPE
-        was = self._manifest.target.container
+        was = self._part.target.container
         return Container(
             id=self._id,
             spec=resumed_spec(
@@ -252,7 +267,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         )
 
     def _runtime_options(self) -> Packed | None:
-        record, root = self._manifest.container, self._means.settings.runc_root
+        record, root = self._part.container, self._means.settings.runc_root
         own = Packed(type_url=record.runtime_options_type, value=record.runtime_options)
         options = own if own.type_url else None
         return options if root is None else with_root(options, root)
@@ -273,7 +288,7 @@ class RestoreActor(StepActor[RestoreNotes]):
         if self._filling is not None:
             await self._filling
         streams = renamed_streams(
-            self._manifest.container.streams, self._manifest.target.container, self._id
+            self._part.container.streams, self._part.target.container, self._id
         )
         await self._runtime.create_task(
             self._space,
@@ -294,7 +309,7 @@ class RestoreActor(StepActor[RestoreNotes]):
             await in_thread(runc_state.clear, self._space, now)
 
     async def _start(self, notes: RestoreNotes) -> RestoreNotes:
-        wanted = self._manifest.gpu_processes
+        wanted = self._part.gpu_processes
         try:
             # CRIU touches the memory first from which the driver will read.
             async with huge_pages() if wanted else contextlib.nullcontext():

@@ -11,7 +11,7 @@ from node_worker.actors import Means, Step, StepActor
 from node_worker.facts import Sleeper
 from node_worker.holding import HeldNotes, Holding
 from schemas.base import decode, encode
-from schemas.manifest import CheckpointFacts
+from schemas.manifest import CheckpointFacts, PartFacts
 from schemas.messages import Checkpointed, Job
 from schemas.orders import CheckpointOrder, Place
 
@@ -46,10 +46,12 @@ class SuspendActor(StepActor[HeldNotes]):
         facts = CheckpointFacts(
             id=self._order.checkpoint,
             node=self._means.settings.node,
-            target=self._order.target,
+            parts=tuple(
+                PartFacts(name=one.part.name, target=one.part.target, image=one.container.image)
+                for one in self._held.held
+            ),
             created=time.time(),
             size=size,
-            image=self._held.container.image,
             place=Place.MEMORY,
             gpus=self._held.evidence.gpus if notes.gpu_processes else (),
             pod=self._order.pod,
@@ -58,7 +60,7 @@ class SuspendActor(StepActor[HeldNotes]):
         kept = Sleeper(
             action=self._job.action,
             facts=facts,
-            pid=notes.pid,
+            pid=notes.pids[0],
             gpu_processes=notes.gpu_processes,
         )
         self._means.ledger.keep_sleeper(self._order.checkpoint, encode(kept))

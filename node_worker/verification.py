@@ -12,15 +12,17 @@ from kybernate import tasks
 from kybernate.store import verify
 from node_worker.criu_images import is_memory
 from node_worker.threads import in_thread
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, part_folder
 
 
 class Verification:
     """Begins at once; each part is a task that ends well, or with what is wrong."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, part: str) -> None:
+        """Of what a restore of this container reads."""
         self._folder = folder
         self._manifest = manifest
+        self._own = f"{part_folder(part)}/"
         self.interpreted = asyncio.create_task(self._verify(lambda path: not is_memory(path)))
         self.memory = asyncio.create_task(self._verify_memory())
 
@@ -35,4 +37,9 @@ class Verification:
         await self._verify(is_memory)
 
     async def _verify(self, only: Callable[[str], bool]) -> None:
-        await in_thread(verify, self._folder, self._manifest, only)
+        await in_thread(
+            verify,
+            self._folder,
+            self._manifest,
+            lambda path: path.startswith(self._own) and only(path),
+        )

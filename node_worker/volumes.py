@@ -10,7 +10,7 @@ that containerd makes for each pod.
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,18 +80,18 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         return sum(volume.bytes for volume in self.volumes)
 
 
-def look(container: Container, pid: int) -> Seen:
-    """`pid` is the container's first process. Blocks, as long as it takes to look at every file."""
-    if (pod := pod_folder(container)) is None:
-        return Seen()
-    if not pod.is_dir():
-        return Seen(hidden=next(_mounted(container, pod), ""))
+def look(containers: Sequence[tuple[Container, int]]) -> Seen:
+    """Of a pod's containers, each with its first process. Blocks, as long as it takes to look at
+    every file.
+    """
+    placed = [(one, pod) for one, _ in containers if (pod := pod_folder(one)) is not None]
+    hidden = [name for one, pod in placed if not pod.is_dir() for name in _mounted(one, pod)]
+    if not placed or not placed[0][1].is_dir():
+        return Seen(hidden=next(iter(hidden), ""))
+    pod = placed[0][1]
     empty_dirs = tuple(look_at(path, pod) for path in _folders(pod / EMPTY_DIRS))
-    # through the process, for the worker may not see what containerd has mounted
-    memory = PROC / str(pid) / "root" / SHARED_MEMORY.lstrip("/")
-    if shared_memory(container) and memory.is_dir() and any(memory.iterdir()):
-        return Seen(volumes=(*empty_dirs, look_at_memory(memory)))
-    return Seen(volumes=empty_dirs)
+    memory = [folder for one in containers if (folder := _memory_of(*one))]
+    return Seen(volumes=(*empty_dirs, *map(look_at_memory, memory[:1])))
 
 
 def obstacles(seen: Seen) -> Iterator[Failure]:
@@ -228,6 +228,17 @@ def look_at_memory(path: Path) -> Volume:
         file_system=_file_system(path),
         bytes=used_bytes(path),
     )
+
+
+def _memory_of(container: Container, pid: int) -> Path | None:
+    """The pod's shared memory as that process has it, unless it is empty.
+
+    Through the process, for the worker may not see what containerd has mounted.
+    """
+    memory = PROC / str(pid) / "root" / SHARED_MEMORY.lstrip("/")
+    if shared_memory(container) and memory.is_dir() and any(memory.iterdir()):
+        return memory
+    return None
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -61,7 +61,7 @@ class WakeActor(StepActor[WakeNotes]):
     async def _resolve(self, _: WakeNotes) -> WakeNotes:
         raw = self._means.ledger.sleeper(self._order.checkpoint)
         sleeper = None if raw is None else decode(raw, Sleeper)
-        if sleeper is None or sleeper.facts.target != self._order.target:
+        if sleeper is None or sleeper.target != self._order.target:
             raise Refused(
                 reasons.CHECKPOINT_MISSING,
                 f"no container waits in this node's memory as checkpoint {self._order.checkpoint} "

@@ -131,7 +131,7 @@ class CheckpointSpec(Part, frozen=True, kw_only=True):
     ]
     container_name: Annotated[
         ContainerName | None,
-        Meta(description="Name of the container; default: the pod's only one."),
+        Meta(description="The one container to checkpoint; default: all of the pod, as one."),
     ] = None
     leave_running: Annotated[
         bool,
@@ -207,7 +207,8 @@ class TargetPod(Part, frozen=True, kw_only=True):
         str | None, Meta(description="Its node; so far only the one that holds the checkpoint.")
     ] = None
     resources: Annotated[
-        Resources | None, Meta(description="Its requests and limits, instead of the original's.")
+        Resources | None,
+        Meta(description="Requests and limits of its only container, instead of the original's."),
     ] = None
 
 

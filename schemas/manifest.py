@@ -2,14 +2,21 @@
 
 from schemas.base import Message, Record
 from schemas.gpus import GpuFacts, GpuProcess
-from schemas.orders import CheckpointId, Target
+from schemas.orders import CheckpointId, Identifier, Target
 from schemas.pods import PodRecord
 from schemas.volumes import VolumeRecord
 
+MANIFEST_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+PARTS_FOLDER = "containers"
 IMAGES_FOLDER = "images"
 ROOTFS_FILE = "rootfs.tar"
 CHUNK_BYTES = 64 * 1024 * 1024
+
+
+def part_folder(part: str) -> str:
+    """Where a container's own files lie below the checkpoint's folder."""
+    return f"{PARTS_FOLDER}/{part}"
 
 
 class FileEntry(Record, frozen=True, kw_only=True):
@@ -60,16 +67,36 @@ class StepTime(Record, frozen=True, kw_only=True):
     seconds: float
 
 
+class PartRecord(Record, frozen=True, kw_only=True):
+    """One container of the checkpoint."""
+
+    name: Identifier
+    target: Target
+    container: ContainerRecord
+    pids: tuple[int, ...] = ()
+    """In the order of the images: the container's own numbering is CRIU's affair."""
+    gpu_processes: tuple[GpuProcess, ...] = ()
+    """By the process's number inside the container's PID namespace."""
+    memory_bytes: int = 0
+
+
+class PartFacts(Record, frozen=True, kw_only=True):
+    """One container of a checkpoint, in the catalogue and in answers."""
+
+    name: Identifier
+    target: Target
+    image: str = ""
+
+
 class CheckpointFacts(Record, frozen=True, kw_only=True):
     """A checkpoint in the catalogue and in answers."""
 
     id: CheckpointId
     node: str
-    target: Target
+    parts: tuple[PartFacts, ...]
     created: float
     size: int
     memory_bytes: int = 0
-    image: str = ""
     place: str = "disk"
     left_running: bool = False
     gpus: tuple[GpuFacts, ...] = ()
@@ -79,22 +106,16 @@ class CheckpointFacts(Record, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
-class Manifest(Message, frozen=True, kw_only=True):
+class Manifest(Message, frozen=True, kw_only=True, tag=MANIFEST_VERSION):
     """Another version of the format is refused, never guessed at."""
 
     id: CheckpointId
     action: str
-    target: Target
     created: float
-    container: ContainerRecord
+    parts: tuple[PartRecord, ...]
     host: HostFacts
     files: tuple[FileEntry, ...]
-    pids: tuple[int, ...] = ()
-    """In the order of the images: the container's own numbering is CRIU's affair."""
     gpus: tuple[GpuFacts, ...] = ()
-    gpu_processes: tuple[GpuProcess, ...] = ()
-    """By the process's number inside the container's PID namespace."""
-    memory_bytes: int = 0
     left_running: bool = False
     timings: tuple[StepTime, ...] = ()
     pod: PodRecord | None = None
@@ -105,3 +126,15 @@ class Manifest(Message, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         return sum(entry.size for entry in self.files)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(part.memory_bytes for part in self.parts)
+
+    @property
+    def gpu_processes(self) -> tuple[GpuProcess, ...]:
+        """Of all containers; a number is unique in its own only."""
+        return tuple(process for part in self.parts for process in part.gpu_processes)
+
+    def part(self, name: str) -> PartRecord | None:
+        return next((part for part in self.parts if part.name == name), None)

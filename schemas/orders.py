@@ -40,24 +40,42 @@ class Target(Record, frozen=True, kw_only=True):
     container: Identifier
 
 
-class CheckpointOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="checkpoint"):
-    """Checkpoint a running container; stop it unless it is left running."""
+class Part(Record, frozen=True, kw_only=True):
+    """One container of a checkpoint."""
 
+    name: Identifier
+    """The one that it has in its pod, or its own; no other part of the checkpoint has it."""
     target: Target
+
+
+class CheckpointOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="checkpoint"):
+    """Checkpoint running containers as one; stop them unless they are left running."""
+
+    parts: Annotated[tuple[Part, ...], Meta(min_length=1)]
+    """In memory only one container can wait."""
     checkpoint: CheckpointId
     place: Place = Place.DISK
     leave_running: bool = False
     outside_tcp: OutsideTcp = OutsideTcp.CLOSE
     independent_gpu_processes: bool = False
-    """Several CUDA processes of the container share no GPU memory with each other (CUDA IPC)."""
+    """Several CUDA processes share no GPU memory with each other (CUDA IPC)."""
     pod: PodRecord | None = None
-    """The pod of Kubernetes that the container belongs to."""
+    """The pod of Kubernetes that the containers belong to."""
+
+    def __post_init__(self) -> None:
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("two parts of the checkpoint have the same name")
+        if len({part.target for part in self.parts}) < len(self.parts):
+            raise ValueError("two parts of the checkpoint are the same container")
+        if self.place is Place.MEMORY and len(self.parts) > 1:
+            raise ValueError("only one container can be checkpointed into memory")
 
 
 class RestoreOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="restore"):
-    """Resume a container from a checkpoint, under its own or another name."""
+    """Resume one container of a checkpoint, under its own or another name."""
 
     checkpoint: CheckpointId
+    part: Identifier
     target: Target
     place: Place = Place.DISK
     digest: str = ""
@@ -78,3 +96,8 @@ VERBS = {CheckpointOrder: "checkpoint", RestoreOrder: "restore", DeleteOrder: "d
 
 def verb(order: Order) -> str:
     return VERBS[type(order)]
+
+
+def only_part(target: Target) -> tuple[Part, ...]:
+    """The parts of a checkpoint of this container alone."""
+    return (Part(name=target.container, target=target),)

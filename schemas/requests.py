@@ -28,6 +28,8 @@ class RestoreRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="r
     checkpoint: CheckpointId
     node: str | None = None
     """Default: the node that holds the checkpoint."""
+    container: Identifier | None = None
+    """Which one of the checkpoint; default: its only one."""
     name: Identifier | None = None
     """Default: the name the container had."""
     gpu_map: dict[str, str] = {}

@@ -47,7 +47,7 @@ def action_id(uid: str, generation: int) -> str:
 
 def order_of(action: str, spec: CheckpointSpec, source: Source) -> CheckpointOrder:
     return CheckpointOrder(
-        target=source.target,
+        parts=source.parts,
         checkpoint=action,
         leave_running=spec.leave_running,
         pod=source.pod,
@@ -121,8 +121,11 @@ def followed(of: KybernateCheckpoint, action: Action, now: float) -> CheckpointS
 def edited(spec: CheckpointSpec, order: CheckpointOrder) -> str:
     """Fields that say something else than what was done; empty when none does."""
     pod = order.pod
-    asked = (spec.pod_name, spec.container_name or (pod and pod.container), spec.leave_running)
-    done = (pod and pod.name, pod and pod.container, order.leave_running)
+    if pod is None:
+        return ""
+    containers = [spec.container_name] if spec.container_name else pods.containers_of(pod)
+    asked = (spec.pod_name, containers, spec.leave_running)
+    done = (pod.name, [part.name for part in order.parts], order.leave_running)
     names = ("spec.podName", "spec.containerName", "spec.leaveRunning")
     differing = zip(names, asked, done, strict=True)
     return ", ".join(name for name, one, other in differing if one != other)
@@ -225,7 +228,8 @@ class Checkpoints:
             )
         except Conflict:  # another controller was faster, with the same
             return
-        words = f"checkpointing container {source.pod.container} on node {source.node}"
+        names = ", ".join(part.name for part in source.parts)
+        words = f"checkpointing {names} on node {source.node}"
         await self._means.tell(of, conditions.CHECKPOINT_IN_PROGRESS, words, warning=False)
 
     async def _after(self, of: KybernateCheckpoint) -> float | None:

@@ -17,7 +17,6 @@ from controller.kube.conditions import (
     POD_TERMINATING,
     POD_UNSUPPORTED,
     RUNTIME_UNSUPPORTED,
-    SEVERAL_CONTAINERS,
     VOLUME_CANNOT_COME_ALONG,
     Refusal,
 )
@@ -29,14 +28,14 @@ from schemas.kubernetes import (
     RUNTIME_CLASS,
     TargetPod,
 )
-from schemas.orders import Target
+from schemas.orders import Part, Target
 from schemas.pods import Owner, PodRecord
 
 Json = dict[str, Any]
 
 NAMESPACE: Final = "k8s.io"
 """containerd's, where kubelet's containers are."""
-SCHEME: Final = "containerd://"
+SCHEME: Final = "containerd"
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 LONGEST_NAME: Final = 63
 REVISION_LABEL: Final = "controller-revision-hash"
@@ -84,12 +83,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be checkpointed, and where."""
 
     node: str
-    target: Target
+    parts: tuple[Part, ...]
     pod: PodRecord
 
 
 def source(pod: Json, container: str | None) -> Source | Refusal:
-    """The pod's container, or why it is not checkpointed."""
+    """The pod's containers, or the one that is named, or why they are not checkpointed."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp"):
         return _refuse(POD_TERMINATING, f"pod {name} is being deleted; checkpoint one that stays")
@@ -97,16 +96,30 @@ def source(pod: Json, container: str | None) -> Source | Refusal:
         return _refuse(POD_NOT_RUNNING, f"pod {name} is {phase}; wait until it runs")
     if refusal := _unsupported(name, pod["spec"], container):
         return refusal
-    only = pod["spec"]["containers"][0]["name"]
-    found = [one for one in status.get("containerStatuses", ()) if one["name"] == only]
-    if not found or "running" not in found[0].get("state", {}):
-        return _refuse(POD_NOT_RUNNING, f"container {only} of pod {name} does not run; wait for it")
-    identifier = found[0].get("containerID", "")
-    if not identifier.startswith(SCHEME):
-        words = f"pod {name} runs in {identifier.partition(':')[0]}; only containerd is supported"
+    wanted = [one["name"] for one in pod["spec"]["containers"] if container in {None, one["name"]}]
+    parts = [_part(name, one, status) for one in wanted]
+    if refusals := [one for one in parts if isinstance(one, Refusal)]:
+        return refusals[0]
+    found = tuple(one for one in parts if isinstance(one, Part))
+    return Source(node=pod["spec"]["nodeName"], parts=found, pod=_record(pod))
+
+
+def _part(pod: str, name: str, status: Json) -> Part | Refusal:
+    found = next((one for one in _statuses(status) if one["name"] == name), {})
+    state = found.get("state", {})
+    if "terminated" in state:
+        words = (
+            f"container {name} of pod {pod} has ended, and would start again in the new pod; "
+            "name the container to checkpoint alone (spec.containerName)"
+        )
+        return _refuse(POD_NOT_RUNNING, words)
+    if "running" not in state:
+        return _refuse(POD_NOT_RUNNING, f"container {name} of pod {pod} does not run; wait for it")
+    scheme, _, identifier = found.get("containerID", "").partition("://")
+    if scheme != SCHEME:
+        words = f"pod {pod} runs in {scheme}; only containerd is supported"
         return _refuse(RUNTIME_UNSUPPORTED, words)
-    target = Target(namespace=NAMESPACE, container=identifier.removeprefix(SCHEME))
-    return Source(node=pod["spec"]["nodeName"], target=target, pod=_record(pod, only))
+    return Part(name=name, target=Target(namespace=NAMESPACE, container=identifier))
 
 
 def template(pod: Json) -> Json:
@@ -266,9 +279,6 @@ def _unsupported(name: str, spec: Json, container: str | None) -> Refusal | None
     if container is not None and container not in containers:
         words = f"pod {name} has no container {container}; it has {', '.join(containers)}"
         return _refuse(CONTAINER_NOT_FOUND, words)
-    if len(containers) > 1:
-        words = f"pod {name} has {len(containers)} containers; only pods with one are served so far"
-        return _refuse(SEVERAL_CONTAINERS, words)
     if shared := [field for field in SHARED if spec.get(field)]:
         words = f"pod {name} uses {', '.join(shared)}, with which it cannot be checkpointed"
         return _refuse(POD_UNSUPPORTED, words)
@@ -285,13 +295,17 @@ def _is_of_huge_pages(volume: Json) -> bool:
     return str((volume.get("emptyDir") or {}).get("medium", "")).startswith("HugePages")
 
 
-def _record(pod: Json, container: str) -> PodRecord:
+def containers_of(record: PodRecord) -> list[str]:
+    """The names of the containers that the pod had."""
+    return [one["name"] for one in json.loads(record.template)["spec"]["containers"]]
+
+
+def _record(pod: Json) -> PodRecord:
     metadata = pod["metadata"]
     return PodRecord(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
-        container=container,
         node=pod["spec"]["nodeName"],
         template=json.dumps(template(pod), sort_keys=True),
         owner=owner(pod),

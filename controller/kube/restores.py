@@ -78,12 +78,18 @@ def usable(
             f"{spec.target_pod.node_name} so far; leave out spec.targetPod.nodeName"
         )
         return Refusal(reason=conditions.NODE_LACKS_CHECKPOINT, message=words)
+    if spec.target_pod.resources is not None and len(pods.containers_of(facts.pod)) > 1:
+        words = (
+            f"checkpoint {facts.id} is of a pod with several containers, for which "
+            "spec.targetPod.resources is not served; leave it out"
+        )
+        return Refusal(reason=conditions.NOT_SERVED, message=words)
     return facts
 
 
 def reserved(of: KybernateRestore, facts: CheckpointFacts, now: float) -> RestoreStatus:
     """The pod's name is chosen; from here on it stays this one."""
-    original = facts.pod.name if facts.pod else facts.target.container
+    original = facts.pod.name if facts.pod else facts.parts[0].name
     words = f"checkpoint {facts.id} is resumed on node {facts.node}"
     return msgspec.structs.replace(
         _status(of),

@@ -101,6 +101,7 @@ def checkpoint(context: click.Context, /, **given: Any) -> None:
 
 @click.command()
 @click.argument("checkpoint")
+@click.option("--container", help="Which one of a checkpoint of several; default: the only one.")
 @click.option("--name", help="Name of the resumed container; default: the name it had.")
 @click.option(
     "--gpu",
@@ -113,7 +114,7 @@ def checkpoint(context: click.Context, /, **given: Any) -> None:
 @_node
 @_ordering
 def restore(**given: Any) -> None:
-    """Resume the container of CHECKPOINT (an id from `kybernate get checkpoints`)."""
+    """Resume a container of CHECKPOINT (an id from `kybernate get checkpoints`)."""
     _order(_request(RestoreRequest, given), given)
 
 
@@ -236,7 +237,7 @@ def _outcome(action: Action) -> str:
     took = text.seconds(action.updated - action.created)
     match action.result:
         case Checkpointed(checkpoint=facts):
-            target = f"{facts.target.namespace}/{facts.target.container}"
+            target = text.subject(facts.parts, facts.pod)
             after = "runs on" if facts.left_running else "stopped"
             return f"{facts.id}  {target} {after}, {text.size(facts.size)}, {took}"
         case Restored(target=target, pid=pid):

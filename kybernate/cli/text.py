@@ -3,6 +3,10 @@
 import time
 from collections.abc import Iterable, Sequence
 
+from schemas.manifest import PartFacts
+from schemas.orders import Part
+from schemas.pods import PodRecord
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -34,6 +38,13 @@ def age(since: float) -> str:
 
 def moment(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def subject(parts: Iterable[Part | PartFacts], pod: PodRecord | None) -> str:
+    """What a checkpoint is of: a pod, or containers of containerd."""
+    if pod is not None:
+        return f"{pod.namespace}/{pod.name}"
+    return ",".join(f"{part.target.namespace}/{part.target.container}" for part in parts)
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

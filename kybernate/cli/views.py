@@ -11,6 +11,7 @@ from kybernate.cli.connection import Connection, segment
 from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, Heir
 from schemas.failures import Failure
+from schemas.manifest import PartFacts
 from schemas.messages import Checkpointed, Restored
 from schemas.nodes import SILENT_AFTER_SECONDS, Inventory
 from schemas.orders import CheckpointOrder, RestoreOrder
@@ -123,8 +124,8 @@ def _action_row(action: Action) -> tuple[str, ...]:
 
 def _subject(action: Action) -> str:
     match action.order:
-        case CheckpointOrder(target=target):
-            return f"{target.namespace}/{target.container}"
+        case CheckpointOrder(parts=parts, pod=pod):
+            return text.subject(parts, pod)
         case RestoreOrder(target=target):
             return f"{target.namespace}/{target.container}"
         case order:
@@ -135,7 +136,7 @@ def _checkpoint_row(entry: CatalogueEntry) -> tuple[str, ...]:
     facts = entry.facts
     return (
         facts.id,
-        f"{facts.target.namespace}/{facts.target.container}",
+        text.subject(facts.parts, facts.pod),
         facts.node,
         entry.state,
         text.size(facts.size),
@@ -216,8 +217,7 @@ def _checkpoint_text(entry: CatalogueEntry) -> str:
     facts = entry.facts
     pairs = [
         ("Checkpoint", facts.id),
-        ("Container", f"{facts.target.namespace}/{facts.target.container}"),
-        ("Image", facts.image),
+        ("Pod", text.subject(facts.parts, facts.pod) if facts.pod else ""),
         ("Node", facts.node),
         ("State", entry.state),
         ("Place", facts.place),
@@ -230,7 +230,13 @@ def _checkpoint_text(entry: CatalogueEntry) -> str:
         ("Trace", facts.traceparent),
     ]
     gpus = [(f"GPU {gpu.index}", f"{gpu.model}, {gpu.uuid}") for gpu in facts.gpus]
-    return text.facts(pairs + gpus)
+    return text.facts(pairs + gpus + [pair for part in facts.parts for pair in _part(part)])
+
+
+def _part(part: PartFacts) -> list[tuple[str, str]]:
+    own = f"{part.target.namespace}/{part.target.container}"
+    name = "" if part.name == part.target.container else f"{part.name}, "
+    return [("Container", f"{name}{own}"), ("Image", part.image)]
 
 
 def _heir(heir: Heir) -> str:

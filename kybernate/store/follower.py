@@ -18,9 +18,15 @@ from typing import Final, Self
 from kybernate.store.errors import Damage, Damaged, disk_errors
 from kybernate.store.hashing import WINDOW, ChunkHash, chunk_count, cores
 from kybernate.store.sync import start_writing, tighten
-from schemas.manifest import CHUNK_BYTES, IMAGES_FOLDER, MANIFEST_NAME, FileEntry
+from schemas.manifest import (
+    CHUNK_BYTES,
+    IMAGES_FOLDER,
+    MANIFEST_NAME,
+    PARTS_FOLDER,
+    FileEntry,
+)
 
-_PAGES: Final = "pages-*.img"
+_PAGES: Final = f"{PARTS_FOLDER}/*/{IMAGES_FOLDER}/pages-*.img"
 _POLL_SECONDS: Final = 0.004
 _NO_LINK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -37,7 +43,7 @@ class Follower:
         self._problem: BaseException | None = None
 
     def start(self, folder: Path) -> None:
-        """Follow the page files that appear in the folder's images; returns at once."""
+        """Follow the page files that appear among the images; returns at once."""
         self._folder = folder
         self._thread = threading.Thread(
             target=_follow, args=(weakref.ref(self), self._over), name="store-follower", daemon=True
@@ -82,7 +88,7 @@ class Follower:
             self._over.set()
 
     def _round(self) -> None:
-        for path in (self._folder / IMAGES_FOLDER).glob(_PAGES):
+        for path in self._folder.glob(_PAGES):
             self._open(path)
         for followed in self._followed.values():
             followed.look()

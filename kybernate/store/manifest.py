@@ -15,8 +15,8 @@ from kybernate.store.errors import (
 )
 from kybernate.store.hashing import digest_of
 from kybernate.store.sync import opened
-from schemas.base import WIRE_VERSION, Undecodable, decode
-from schemas.manifest import MANIFEST_NAME, Manifest
+from schemas.base import Undecodable, decode
+from schemas.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest
 
 _MAX_BYTES = 256 * 1024 * 1024
 _canonical = msgspec.json.Encoder(order="deterministic")
@@ -73,7 +73,7 @@ def _undecodable(raw: bytes, error: Undecodable) -> StoreError:
     try:
         version = msgspec.json.decode(raw, type=_Version).version
     except (msgspec.DecodeError, UnicodeDecodeError):
-        version = WIRE_VERSION
-    if version != WIRE_VERSION:
-        return UnknownFormat(f"the manifest is of version {version}, known is {WIRE_VERSION}")
+        version = MANIFEST_VERSION
+    if version != MANIFEST_VERSION:
+        return UnknownFormat(f"the manifest is of version {version}, known is {MANIFEST_VERSION}")
     return Damaged(Damage.BAD_MANIFEST, MANIFEST_NAME, str(error))

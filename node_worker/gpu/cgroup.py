@@ -14,10 +14,10 @@ UNLIMITED = 1 << 60
 """cgroup v1 writes "no limit" as a number above every real one."""
 
 
-def room_bytes(pid: int, proc: Path = PROC, root: Path = ROOT) -> int | None:
-    """The least that any group from the process upwards has left; None without a limit."""
-    rooms = [room for group in _groups(pid, proc, root) if (room := _room(group)) is not None]
-    return min(rooms, default=None)
+def rooms(pid: int, proc: Path = PROC, root: Path = ROOT) -> dict[Path, int]:
+    """What each group with a limit, from the process upwards, has left."""
+    found = ((group, _room(group)) for group in _groups(pid, proc, root))
+    return {group: room for group, room in found if room is not None}
 
 
 def _groups(pid: int, proc: Path, root: Path) -> Iterator[Path]:

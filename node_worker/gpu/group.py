@@ -1,4 +1,4 @@
-"""The CUDA processes of one container, or of one pod, taken through the driver's steps together.
+"""The CUDA processes of one container, or of one pod, taken through the driver's steps all_of.
 
 All are locked before the first is checkpointed, one after another and against one deadline: a
 process that waits for a locked one would never get idle, and then the locks are given back in
@@ -8,9 +8,9 @@ to RUNNING from whatever state it is in; doing it twice does no harm.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from kybernate.tasks import finish, jittered
+from kybernate.tasks import all_of, finish, jittered
 from node_worker.gpu.port import (
     TRANSFER_TIMEOUT,
     Gpu,
@@ -69,7 +69,7 @@ async def checkpoint_all(
     gpu: Gpu, pids: Sequence[int], *, timeout: float = TRANSFER_TIMEOUT
 ) -> None:
     """Move the GPU memory of locked processes to the host; after a failure, `release_all`."""
-    await _together(gpu.checkpoint(pid, timeout=timeout) for pid in pids)
+    await all_of(gpu.checkpoint(pid, timeout=timeout) for pid in pids)
 
 
 async def restore_all(
@@ -80,11 +80,11 @@ async def restore_all(
     timeout: float = TRANSFER_TIMEOUT,
 ) -> None:
     """Move it back; the processes stay locked."""
-    await _together(gpu.restore(pid, pairs, timeout=timeout) for pid in pids)
+    await all_of(gpu.restore(pid, pairs, timeout=timeout) for pid in pids)
 
 
 async def unlock_all(gpu: Gpu, pids: Sequence[int]) -> None:
-    await _together(gpu.unlock(pid) for pid in pids)
+    await all_of(gpu.unlock(pid) for pid in pids)
 
 
 async def release_all(
@@ -151,10 +151,3 @@ async def _settled(gpu: Gpu, pid: int) -> GpuState:
             raise GpuHung(f"process {pid} is {state} for more than {SETTLE_SECONDS:g} s")
         await asyncio.sleep(SETTLE_PAUSE)
     return state
-
-
-async def _together(calls: Iterable[Awaitable[None]]) -> None:
-    """Wait for all, because a call to the driver cannot be taken back; tell the first failure."""
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if outcome is not None:
-            raise outcome

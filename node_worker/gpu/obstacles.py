@@ -1,4 +1,4 @@
-"""Why a container's GPU state cannot be checkpointed or restored here, found beforehand. Pure.
+"""Why the GPU state of containers cannot be checkpointed or restored here, found beforehand. Pure.
 
 Each obstacle says what is wrong and what to do. What cannot be seen from outside (a buffer shared
 over CUDA IPC, managed memory that was never mapped) is refused by rule or left to the driver.
@@ -11,7 +11,7 @@ from node_worker.gpu.evidence import Evidence
 from node_worker.gpu.port import GpuState
 from schemas import reasons
 from schemas.failures import Failure
-from schemas.gpus import GpuFacts
+from schemas.gpus import GpuFacts, GpuProcess
 
 CHECKPOINT_DRIVER = 570
 """The first driver whose library has the checkpoint calls."""
@@ -55,9 +55,9 @@ def node_obstacles(gpus: Sequence[GpuFacts]) -> tuple[Failure, ...]:
     return (*_driver(gpus, CHECKPOINT_DRIVER, "checkpoint a process"), *_mig(gpus))
 
 
-def vram_bytes(evidence: Evidence) -> int:
+def vram_bytes(processes: Sequence[GpuProcess]) -> int:
     """The GPU memory that would move to the host, as far as it is known."""
-    return sum(sum(process.usage.values()) for process in evidence.processes)
+    return sum(sum(process.usage.values()) for process in processes)
 
 
 def _driver(gpus: Sequence[GpuFacts], least: int, purpose: str) -> Iterator[Failure]:
@@ -120,7 +120,7 @@ def _shared(evidence: Evidence, *, independent: bool) -> Iterator[Failure]:
     if len(evidence.processes) > 1 and not independent:
         yield Failure(
             reason=reasons.GPU_SHARED_MEMORY,
-            message=f"{len(evidence.processes)} processes of the container use CUDA: if they share "
+            message=f"{len(evidence.processes)} processes use CUDA: if they share "
             "GPU memory (CUDA IPC, NCCL), the driver makes a checkpoint that it cannot restore, "
             "and nothing shows the sharing from outside",
             advice="If they share none, say so: --independent-gpu-processes.",
@@ -128,10 +128,10 @@ def _shared(evidence: Evidence, *, independent: bool) -> Iterator[Failure]:
 
 
 def _memory(evidence: Evidence) -> Iterator[Failure]:
-    needed = vram_bytes(evidence)
+    needed = vram_bytes(evidence.processes)
     if not needed:
         return
-    room = evidence.room_bytes
+    tight = [room for room in evidence.rooms if room.left < room.needed + MEMORY_MARGIN]
     if evidence.available_bytes < needed + MEMORY_MARGIN:
         yield Failure(
             reason=reasons.NOT_ENOUGH_MEMORY,
@@ -140,10 +140,11 @@ def _memory(evidence: Evidence) -> Iterator[Failure]:
             advice="Free host memory on the node, then try again.",
             retriable=True,
         )
-    elif room is not None and room < needed + MEMORY_MARGIN:
+    elif tight:
+        room = min(tight, key=lambda room: room.left - room.needed)
         yield Failure(
             reason=reasons.NOT_ENOUGH_MEMORY,
-            message=f"{needed >> 20} MiB of GPU memory do not fit below the container's memory "
-            f"limit: it leaves {room >> 20} MiB, and the container would be killed",
+            message=f"{room.needed >> 20} MiB of GPU memory do not fit below the container's "
+            f"memory limit: it leaves {room.left >> 20} MiB, and the container would be killed",
             advice="Raise the container's memory limit by its GPU memory.",
         )

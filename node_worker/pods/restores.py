@@ -12,9 +12,9 @@ and container's name says that it had come back.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -34,7 +34,7 @@ from node_worker.threads import in_thread
 from schemas import reasons
 from schemas.base import Record
 from schemas.gpus import GpuProcess
-from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest
+from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest, PartRecord, part_folder
 
 NOTE: Final = "note.json"
 WORK: Final = "work"
@@ -54,6 +54,24 @@ class Note(Record, frozen=True, kw_only=True):
     pairs: dict[str, str] = {}
 
 
+class Source(NamedTuple):
+    """The container of the checkpoint that resumes."""
+
+    folder: Path
+    manifest: Manifest
+    part: PartRecord
+
+    @property
+    def files(self) -> Path:
+        """Where those of the container itself are."""
+        return self.folder / part_folder(self.part.name)
+
+    def verify(self, more: Collection[str]) -> None:
+        """Its own files, and what else is going to be read."""
+        own = f"{part_folder(self.part.name)}/"
+        verify(self.folder, self.manifest, lambda path: path.startswith(own) or path in more)
+
+
 class Restores:
     """Restores into pods, of one worker."""
 
@@ -69,11 +87,11 @@ class Restores:
         if wish.restarts_from_image and self._mark(wish.sandbox, wish.container_name).exists():
             return None
         folder, manifest = await in_thread(sources.find, self._means.store, wish)
-        if not _is_wanted(manifest, wish):
+        if (part := sources.part_of(manifest, wish)) is None:
             return None
         try:
             async with self._volumes.alone(wish):
-                return await self._staged(request, wish, folder, manifest)
+                return await self._staged(request, wish, Source(folder, manifest, part))
         except BaseException:
             await in_thread(self._drop, request.container)
             raise
@@ -101,42 +119,42 @@ class Restores:
             if not await self._is_there(mark.name.partition(".")[0]):
                 mark.unlink(missing_ok=True)
 
-    async def _staged(
-        self, request: RestoreAsked, wish: Wish, folder: Path, manifest: Manifest
-    ) -> RestorePaths:
-        host.check_fits(manifest.host, self._means.host)
-        pairs = await self._pairs(manifest)
-        mounts = await self._root(request.container, manifest)
-        targets = await self._volumes.targets(request.container, wish, manifest)
-        await in_thread(verify, folder, manifest)
+    async def _staged(self, request: RestoreAsked, wish: Wish, source: Source) -> RestorePaths:
+        host.check_fits(source.manifest.host, self._means.host)
+        pairs = await self._pairs(source)
+        mounts = await self._root(request.container, source.part)
+        targets = await self._volumes.targets(request.container, wish, source.manifest)
+        await in_thread(source.verify, [target.record.file for target in targets])
         note = Note(
             bundle=str(request.bundle),
             sandbox=wish.sandbox,
             container_name=wish.container_name,
-            gpu_processes=manifest.gpu_processes,
+            gpu_processes=source.part.gpu_processes,
             pairs=pairs,
         )
-        images = await in_thread(self._prepare, request.container, folder, note)
-        await rootfs.apply(mounts, folder / ROOTFS_FILE)
-        await self._volumes.fill(wish, folder, targets)
+        images = await in_thread(self._prepare, request.container, source.files, note)
+        await rootfs.apply(mounts, source.files / ROOTFS_FILE)
+        await self._volumes.fill(wish, source.folder, targets)
         await in_thread(bundles.give_options, request.bundle)
         return RestorePaths(image_path=str(images), work_path=str(self._work(request.container)))
 
-    async def _pairs(self, manifest: Manifest) -> dict[str, str]:
-        if not manifest.gpu_processes:
+    async def _pairs(self, source: Source) -> dict[str, str]:
+        """The same for every container of the pod."""
+        manifest = source.manifest
+        if not source.part.gpu_processes:
             return {}
         now = await self._means.gpu.facts()
         pairs = pairing.pair(manifest.gpus, now, processes=manifest.gpu_processes)
         refuse(obstacles.restore_obstacles(manifest.gpus, now, pairs))
         return pairs
 
-    async def _root(self, id: str, manifest: Manifest) -> tuple[Mount, ...]:
+    async def _root(self, id: str, part: PartRecord) -> tuple[Mount, ...]:
         """The mounts of the container's own root filesystem, if it is of the same image."""
         runtime = self._means.runtime
         container: Container = await runtime.container(PODS, id)
         place = (PODS, container.snapshotter, container.snapshot_key)
         snapshot, mounts = await asyncio.gather(runtime.snapshot(*place), runtime.mounts(*place))
-        was = manifest.container
+        was = part.container
         if snapshot.parent != was.parent_snapshot:
             raise Refused(
                 reasons.IMAGE_MISSING,
@@ -201,21 +219,6 @@ class Restores:
         except NotFound:
             return False
         return True
-
-
-def _is_wanted(manifest: Manifest, wish: Wish) -> bool:
-    """Whether this container of the pod is the one of the checkpoint; not an init container."""
-    had = sources.container_of(manifest)
-    if wish.container_name == had:
-        return True
-    if sources.is_init_container(manifest, wish.container_name):
-        return False
-    raise Refused(
-        reasons.INVALID_REQUEST,
-        f"checkpoint {manifest.id} is of the container {had}, not of {wish.container_name}",
-        advice="Give the container the name that it had; a pod with further containers cannot "
-        "resume yet.",
-    )
 
 
 def _make_mark(mark: Path) -> None:

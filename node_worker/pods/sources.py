@@ -15,7 +15,7 @@ from kybernate.store import CheckpointStore, Damage, Damaged, NoSuchCheckpoint, 
 from node_worker.faults import Refused
 from node_worker.pods.bundles import CONTAINER_NAME, NAMESPACE, Wish, annotations_of
 from schemas import reasons
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, PartRecord
 
 _ASIDE: Final = "."
 
@@ -38,22 +38,34 @@ def namespace_of(manifest: Manifest) -> str:
     """The Kubernetes namespace of the pod that was checkpointed; empty if it was none."""
     if manifest.pod is not None:
         return manifest.pod.namespace
-    return annotations_of(manifest.container.spec).get(NAMESPACE, "")
+    namespaces = {annotations_of(part.container.spec).get(NAMESPACE) for part in manifest.parts}
+    return (namespaces.pop() or "") if len(namespaces) == 1 else ""
 
 
-def container_of(manifest: Manifest) -> str:
-    """The name that the container had in its pod."""
-    if manifest.pod is not None:
-        return manifest.pod.container
-    return annotations_of(manifest.container.spec).get(CONTAINER_NAME, "")
+def part_of(manifest: Manifest, wish: Wish) -> PartRecord | None:
+    """The container of the checkpoint that resumes; None: it was there and is not part of it."""
+    parts = {_name_in_pod(part): part for part in manifest.parts}
+    part = parts.get(wish.container_name)
+    if part is not None or wish.container_name in _names_in_template(manifest):
+        return part
+    raise Refused(
+        reasons.INVALID_REQUEST,
+        f"checkpoint {manifest.id} is of {', '.join(parts)}, not of {wish.container_name}",
+        advice="Give the containers the names that they had; others cannot join them.",
+    )
 
 
-def is_init_container(manifest: Manifest, name: str) -> bool:
-    """Whether the checkpointed pod had an init container of that name."""
+def _name_in_pod(part: PartRecord) -> str:
+    """Also of one that was not checkpointed as part of a pod."""
+    return annotations_of(part.container.spec).get(CONTAINER_NAME, part.name)
+
+
+def _names_in_template(manifest: Manifest) -> frozenset[str]:
+    """All containers that the checkpointed pod had, init containers too."""
     if manifest.pod is None:
-        return False
-    template = msgspec.json.decode(manifest.pod.template, type=_Template)
-    return any(container.name == name for container in template.spec.init_containers)
+        return frozenset()
+    spec = msgspec.json.decode(manifest.pod.template, type=_Template).spec
+    return frozenset(one.name for one in (*spec.init_containers, *spec.containers))
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -62,6 +74,7 @@ class _Named(msgspec.Struct, frozen=True):
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
     init_containers: tuple[_Named, ...] = ()
+    containers: tuple[_Named, ...] = ()
 
 
 class _Template(msgspec.Struct, frozen=True):

@@ -146,7 +146,7 @@ async def test_a_checkpoint_that_does_not_belong_or_is_not_whole_is_refused(
     damaged = checkpoint.with_name("damaged") / checkpoint.name
     for copy in (elsewhere, damaged):
         shutil.copytree(checkpoint, copy)
-    pages = next(damaged.glob("images/pages-*"))
+    pages = next(damaged.glob("containers/*/images/pages-*"))
     raw = bytearray(pages.read_bytes())
     raw[100] ^= 1
     pages.write_bytes(raw)

@@ -84,7 +84,8 @@ async def test_restore(house: House, step: str, point: Point) -> None:
     checkpoint = await house.stopped()
     before = await house.runtime.container(NAMESPACE, CONTAINER)
     event = await house.dies(
-        RestoreOrder(checkpoint=checkpoint, target=TARGET), Fate(dies=(step, point))
+        RestoreOrder(checkpoint=checkpoint, part=TARGET.container, target=TARGET),
+        Fate(dies=(step, point)),
     )
     house.nothing_lies_around()
     if step in {"gpu", "settle"}:  # without a GPU, nothing was missing when the step began
@@ -100,7 +101,7 @@ async def test_the_way_back_of_a_restore(house: House, step: str, point: Point) 
     checkpoint = await house.stopped()
     before = await house.runtime.container(NAMESPACE, CONTAINER)
     event = await house.dies(
-        RestoreOrder(checkpoint=checkpoint, target=TARGET),
+        RestoreOrder(checkpoint=checkpoint, part=TARGET.container, target=TARGET),
         Fate(fails=("start", Point.DONE), dies=(step, point)),
     )
     house.nothing_lies_around()

@@ -21,10 +21,11 @@ from tests.support.counting import counting, counts_on, failure
 from tests.support.node import Node, whole_node
 
 CONTAINER = "counter"
+PART = f"containers/{CONTAINER}"
 ROOTFS, FILES, PAGES, MANIFEST = (
-    "rootfs.tar",
-    "images/files.img",
-    "images/pages-1.img",
+    f"{PART}/rootfs.tar",
+    f"{PART}/images/files.img",
+    f"{PART}/images/pages-1.img",
     "manifest.json",
 )
 
@@ -119,9 +120,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         f"{PAGES} is shorter than the manifest says",
     ),
     "missing file": (
-        lambda folder: (folder / "images/inventory.img").unlink(),
+        lambda folder: (folder / PART / "images/inventory.img").unlink(),
         reasons.CHECKPOINT_DAMAGED,
-        "images/inventory.img is missing",
+        f"{PART}/images/inventory.img is missing",
     ),
     "missing root filesystem": (
         lambda folder: (folder / ROOTFS).unlink(),
@@ -129,17 +130,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         f"{ROOTFS} is missing",
     ),
     "added file": (
-        lambda folder: (folder / "images/pages-9.img").write_bytes(b""),
+        lambda folder: (folder / PART / "images/pages-9.img").write_bytes(b""),
         reasons.CHECKPOINT_DAMAGED,
-        "images/pages-9.img is not in the manifest",
+        f"{PART}/images/pages-9.img is not in the manifest",
     ),
     "path outside": (list_a_path_outside, reasons.CHECKPOINT_DAMAGED, MANIFEST),
     "link": (link, reasons.CHECKPOINT_DAMAGED, f"{PAGES} is no regular file"),
     "device": (device, reasons.CHECKPOINT_DAMAGED, f"{PAGES} is no regular file"),
-    "later format": (
-        lambda folder: rewrite(folder, lambda manifest: manifest.update(version=2)),
+    "earlier format": (
+        lambda folder: rewrite(folder, lambda manifest: manifest.update(version=1)),
         reasons.UNKNOWN_FORMAT,
-        "the manifest is of version 2, known is 1",
+        "the manifest is of version 1, known is 2",
     ),
     "garbage for a manifest": (
         lambda folder: (folder / MANIFEST).write_bytes(b"\xff\x00 garbage"),

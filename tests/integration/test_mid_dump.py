@@ -58,7 +58,7 @@ async def until(wanted: Callable[[], bool]) -> None:
 
 
 def pages_are_written(house: House) -> bool:
-    staged = Path(house.store.root, ".aside").glob("*/images/pages-*.img")
+    staged = Path(house.store.root, ".aside").glob("*/containers/*/images/pages-*.img")
     return any(path.stat().st_size > 20 << 20 for path in staged)
 
 
@@ -145,7 +145,7 @@ async def test_dies_in_the_middle_of_a_restore(house: House, who: str, late: flo
     order = checkpoint_order(leave_running=False)
     assert (await house.done(order)).kind is EventKind.COMPLETED
     await house.workers.start(Fate())
-    restore = RestoreOrder(checkpoint=order.checkpoint, target=TARGET)
+    restore = RestoreOrder(checkpoint=order.checkpoint, part=TARGET.container, target=TARGET)
     job = await house.publish(restore)
     await until(lambda: bool(criu(house)))
     await asyncio.sleep(late)

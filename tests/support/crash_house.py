@@ -23,7 +23,7 @@ from node_worker.settings import WorkerSettings
 from schemas.base import decode
 from schemas.messages import TERMINAL_EVENTS, EventKind, Job, JobEvent
 from schemas.names import job_subject
-from schemas.orders import CheckpointOrder, Order, Target, verb
+from schemas.orders import CheckpointOrder, Order, Target, only_part, verb
 from tests.support.crashing_worker import CrashingWorkers, Fate, crashing_workers
 
 NODE = "crashing"
@@ -140,7 +140,9 @@ class House:
 
 
 def checkpoint_order(*, leave_running: bool) -> CheckpointOrder:
-    return CheckpointOrder(target=TARGET, checkpoint=str(uuid.uuid4()), leave_running=leave_running)
+    return CheckpointOrder(
+        parts=only_part(TARGET), checkpoint=str(uuid.uuid4()), leave_running=leave_running
+    )
 
 
 @asynccontextmanager

@@ -323,6 +323,7 @@ class FakeRuntime:
         """Count the call and let it suffer what it should; an error to raise after the work."""
         self.calls.append(method)
         self._seen[method] += 1
+        number = self._seen[method]
         if delay := self._delays.get(method):
             await self._sleep(method, delay, timeout)
         else:
@@ -330,7 +331,7 @@ class FakeRuntime:
         if not self._up:
             raise RuntimeUnavailable("containerd does not answer; see that it runs")
         for fault in self._faults.get(method, []):
-            if fault.nth == self._seen[method]:
+            if fault.nth == number:
                 if fault.after:
                     return fault.error
                 raise fault.error

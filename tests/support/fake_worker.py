@@ -17,7 +17,7 @@ from schemas import reasons
 from schemas.base import decode
 from schemas.failures import Failure
 from schemas.gpus import GpuFacts
-from schemas.manifest import CheckpointFacts, HostFacts
+from schemas.manifest import CheckpointFacts, HostFacts, PartFacts
 from schemas.messages import (
     Cancel,
     Checkpointed,
@@ -58,9 +58,14 @@ def inventory(
 
 def result_of(job: Job) -> Result:
     match job.order:
-        case CheckpointOrder(target=target, checkpoint=checkpoint, pod=pod):
+        case CheckpointOrder(parts=parts, checkpoint=checkpoint, pod=pod):
             facts = CheckpointFacts(
-                id=checkpoint, node=job.node, target=target, created=time.time(), size=4096, pod=pod
+                id=checkpoint,
+                node=job.node,
+                parts=tuple(PartFacts(name=one.name, target=one.target) for one in parts),
+                created=time.time(),
+                size=4096,
+                pod=pod,
             )
             return Checkpointed(checkpoint=facts)
         case RestoreOrder(target=target, checkpoint=checkpoint):

@@ -7,6 +7,7 @@ from schemas.kubernetes import ADMISSION_ANNOTATION, RESUME_LABEL
 from schemas.manifest import CheckpointFacts
 from schemas.orders import Target
 from schemas.pods import Owner, PodRecord
+from tests.support.checkpoints import parts_of
 
 NAMESPACE = "default"
 NODE = "node-1"
@@ -60,7 +61,6 @@ def left(
         namespace=namespace,
         name=name,
         uid=f"uid of {name}",
-        container="counter",
         node=NODE,
         template="{}",
         owner=owner,
@@ -68,7 +68,7 @@ def left(
     known = CheckpointFacts(
         id=checkpoint,
         node=NODE,
-        target=Target(namespace="k8s.io", container="c"),
+        parts=parts_of(Target(namespace="k8s.io", container="c")),
         created=created,
         size=4096,
         pod=record,

@@ -24,7 +24,7 @@ from node_worker.reporter import JobListener
 from node_worker.settings import WorkerSettings
 from node_worker.surroundings import Surroundings
 from schemas.messages import Job
-from schemas.orders import CheckpointOrder, Order, Target
+from schemas.orders import CheckpointOrder, Order, Target, only_part
 from tests.support.acting import Killed
 from tests.support.fake_gpu import FakeGpu, facts
 from tests.support.fake_runtime import FakeRuntime
@@ -172,7 +172,9 @@ class Workshop:
 
     async def checkpointed(self, id: str = "c1", *, leave_running: bool = False) -> str:
         """The id of a new checkpoint of the container."""
-        order = CheckpointOrder(target=target(id), checkpoint=new_id(), leave_running=leave_running)
+        order = CheckpointOrder(
+            parts=only_part(target(id)), checkpoint=new_id(), leave_running=leave_running
+        )
         outcome = await self.run(order)
         assert outcome.result is not None, outcome.failure
         return order.checkpoint

@@ -13,7 +13,7 @@ from node_worker.executor import Point
 from node_worker.gpu.port import GpuBusy, GpuFailed, GpuState
 from schemas import reasons
 from schemas.messages import Checkpointed
-from schemas.orders import CheckpointOrder, Place
+from schemas.orders import CheckpointOrder, Place, only_part
 from tests.support.acting import Killed, Trouble
 from tests.support.workshop import NAMESPACE, Workshop, Wrapped, new_id, target
 
@@ -45,7 +45,7 @@ def shop(tmp_path: Path) -> Iterator[Workshop]:
 
 def order(*, leave_running: bool = False, place: Place = Place.DISK) -> CheckpointOrder:
     return CheckpointOrder(
-        target=target(), checkpoint=new_id(), leave_running=leave_running, place=place
+        parts=only_part(target()), checkpoint=new_id(), leave_running=leave_running, place=place
     )
 
 
@@ -73,8 +73,9 @@ async def test_a_checkpoint(shop: Workshop, leave_running: bool) -> None:  # noq
     manifest = read_manifest(shop.store.folder(wanted.checkpoint))
     assert outcome.result.checkpoint.left_running == leave_running
     assert outcome.result.checkpoint.size == manifest.size > 0
-    assert [process.pid for process in manifest.gpu_processes] == [1]
-    assert manifest.container.image == "counter:1"
+    (part,) = manifest.parts
+    assert [process.pid for process in part.gpu_processes] == [1]
+    assert part.container.image == "counter:1"
     assert [time.step for time in manifest.timings] == list(STEPS[:-2])
     assert shop.gpu.states[pid] is (GpuState.RUNNING if leave_running else GpuState.CHECKPOINTED)
 
@@ -329,6 +330,6 @@ async def test_a_lost_answer_to_the_dump(shop: Workshop) -> None:
 async def test_damage_is_what_verify_finds(shop: Workshop) -> None:
     await shop.start()
     folder = shop.store.folder(await shop.checkpointed())
-    (folder / "images" / "extra.img").write_bytes(b"x")
+    (folder / "containers/c1/images/extra.img").write_bytes(b"x")
     with pytest.raises(Damaged):
         verify(folder, read_manifest(folder))

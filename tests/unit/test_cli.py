@@ -24,20 +24,25 @@ from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts, HostFacts
 from schemas.messages import Checkpointed, Deleted, Restored
 from schemas.nodes import Inventory, NodeWarning
-from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target
+from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target, only_part
 from schemas.requests import Problem
+from tests.support.checkpoints import parts_of
 from tests.support.rest_server import RestServer
 
 CHECKPOINT = "3d1f9c54-6a51-4b6e-9d54-0c1f6f1f2a10"
 TARGET = Target(namespace="default", container="counter")
 FACTS = CheckpointFacts(
-    id=CHECKPOINT, node="one", target=TARGET, created=1000.0, size=3 * 1024 * 1024, image="busybox"
+    id=CHECKPOINT,
+    node="one",
+    parts=parts_of(TARGET, "busybox"),
+    created=1000.0,
+    size=3 * 1024 * 1024,
 )
 RUNNING = Action(
     id="a1",
     kind="checkpoint",
     node="one",
-    order=CheckpointOrder(target=TARGET, checkpoint=CHECKPOINT),
+    order=CheckpointOrder(parts=only_part(TARGET), checkpoint=CHECKPOINT),
     state=ActionState.RUNNING,
     created=1000.0,
     updated=1000.1,
@@ -148,7 +153,7 @@ def test_a_watch_that_breaks_off_is_taken_up_again(server: RestServer) -> None:
 
 
 def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
-    order = RestoreOrder(checkpoint=CHECKPOINT, target=TARGET)
+    order = RestoreOrder(checkpoint=CHECKPOINT, part=TARGET.container, target=TARGET)
     restored = Restored(target=TARGET, pid=42, checkpoint=CHECKPOINT)
     server.accept(
         RUNNING, msgspec.structs.replace(DONE, kind="restore", order=order, result=restored)

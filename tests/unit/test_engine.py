@@ -28,7 +28,8 @@ from schemas.names import (
     cancel_subject,
     event_subject,
 )
-from schemas.orders import CheckpointOrder, Target
+from schemas.orders import CheckpointOrder, Target, only_part
+from tests.support.checkpoints import parts_of
 from tests.support.controllers import until
 
 NODE = "n1"
@@ -105,7 +106,7 @@ def action(clock: Clock, **changes: object) -> Action:
         id=name,
         kind="checkpoint",
         node=NODE,
-        order=CheckpointOrder(target=TARGET, checkpoint=name),
+        order=CheckpointOrder(parts=only_part(TARGET), checkpoint=name),
         state=ActionState.PENDING,
         created=clock.now,
         updated=clock.now,
@@ -115,7 +116,9 @@ def action(clock: Clock, **changes: object) -> Action:
 
 
 def event(of: Action, kind: EventKind, sequence: int = 0, attempt: int = 1) -> JobEvent:
-    facts = CheckpointFacts(id=of.order.checkpoint, node=NODE, target=TARGET, created=1.0, size=1)
+    facts = CheckpointFacts(
+        id=of.order.checkpoint, node=NODE, parts=parts_of(TARGET), created=1.0, size=1
+    )
     return JobEvent(
         action=of.id,
         attempt=attempt,
@@ -424,7 +427,7 @@ async def test_a_deleted_checkpoint_never_comes_back(
     broker: MemoryBroker, clock: Clock, new: Callable[[], Controller]
 ) -> None:
     one, other = new(), new()
-    facts = CheckpointFacts(id=CHECKPOINT, node=NODE, target=TARGET, created=1.0, size=1)
+    facts = CheckpointFacts(id=CHECKPOINT, node=NODE, parts=parts_of(TARGET), created=1.0, size=1)
     await one.catalogue.record(facts)
     await other.catalogue.mark_deleted(CHECKPOINT)
     await one.catalogue.record(facts)

@@ -98,23 +98,24 @@ class Groups:
         for name, text in files.items():
             (folder / name.replace("__", ".")).write_text(text)
 
-    def room(self) -> int | None:
-        return cgroup.room_bytes(7, self.proc, self.root)
+    def rooms(self) -> dict[str, int]:
+        found = cgroup.rooms(7, self.proc, self.root)
+        return {str(group.relative_to(self.root)): room for group, room in found.items()}
 
 
-def test_the_tightest_group_decides_and_cache_counts_as_room(tmp_path: Path) -> None:
+def test_each_group_s_limit_counts_and_cache_counts_as_room(tmp_path: Path) -> None:
     groups = Groups(tmp_path, "0::/pods/one\n")
     groups.group("pods", memory__max="1000", memory__current="900", memory__stat="inactive_file 50")
     groups.group("pods/one", memory__max="800", memory__current="100")
 
-    assert groups.room() == 150
+    assert groups.rooms() == {"pods": 150, "pods/one": 700}
 
 
 def test_without_a_limit_there_is_no_end_of_room(tmp_path: Path) -> None:
     groups = Groups(tmp_path, "0::/one\n")
     groups.group("one", memory__max="max", memory__current="100")
 
-    assert groups.room() is None
+    assert groups.rooms() == {}
 
 
 def test_reads_the_first_version_of_control_groups(tmp_path: Path) -> None:
@@ -123,8 +124,8 @@ def test_reads_the_first_version_of_control_groups(tmp_path: Path) -> None:
     groups.group("memory", memory__limit_in_bytes=no_limit, memory__usage_in_bytes="5000")
     groups.group("memory/one", memory__limit_in_bytes="1000", memory__usage_in_bytes="400")
 
-    assert groups.room() == 600
+    assert groups.rooms() == {"memory/one": 600}
 
 
 def test_a_process_that_is_gone_has_no_groups(tmp_path: Path) -> None:
-    assert cgroup.room_bytes(8, tmp_path, tmp_path) is None
+    assert cgroup.rooms(8, tmp_path, tmp_path) == {}

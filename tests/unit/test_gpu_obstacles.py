@@ -2,7 +2,7 @@
 
 import pytest
 
-from node_worker.gpu.evidence import Evidence
+from node_worker.gpu.evidence import Evidence, Room
 from node_worker.gpu.obstacles import (
     MANAGED_ALLOWANCE,
     checkpoint_obstacles,
@@ -32,7 +32,7 @@ def evidence(
     states: dict[int, GpuState] | None = None,
     managed: dict[int, int] | None = None,
     available: int = 64 * GIB,
-    room: int | None = None,
+    rooms: tuple[Room, ...] = (),
 ) -> Evidence:
     return Evidence(
         gpus=gpus,
@@ -40,7 +40,7 @@ def evidence(
         states=states or {1: GpuState.RUNNING},
         managed=managed or {},
         available_bytes=available,
-        room_bytes=room,
+        rooms=rooms,
     )
 
 
@@ -64,7 +64,11 @@ def test_a_container_without_cuda_meets_none_whatever_the_node_has() -> None:
         (evidence(managed={1: MANAGED_ALLOWANCE + 1}), reasons.GPU_UNSUPPORTED, "managed"),
         (evidence(process(1), process(2)), reasons.GPU_SHARED_MEMORY, "IPC"),
         (evidence(process(gib=20), available=19 * GIB), reasons.NOT_ENOUGH_MEMORY, "host"),
-        (evidence(process(gib=20), room=19 * GIB), reasons.NOT_ENOUGH_MEMORY, "limit"),
+        (
+            evidence(rooms=(Room(left=9 * GIB, needed=2 * GIB), Room(left=1 * GIB, needed=GIB))),
+            reasons.NOT_ENOUGH_MEMORY,
+            "limit: it leaves 1024 MiB",
+        ),
     ],
     ids=["driver", "mig", "locked", "failed", "managed", "shared", "host memory", "limit"],
 )
@@ -80,7 +84,7 @@ def test_processes_that_share_nothing_are_taken_together() -> None:
     found = evidence(process(1), process(2))
 
     assert checkpoint_obstacles(found, independent=True) == ()
-    assert vram_bytes(found) == 4 * GIB
+    assert vram_bytes(found.processes) == 4 * GIB
 
 
 def test_unknown_usage_is_no_obstacle() -> None:

@@ -27,7 +27,7 @@ from schemas.kubernetes import (
     NODE_UNAVAILABLE_ANNOTATION,
     RESTORE_FROM_ANNOTATION,
 )
-from schemas.orders import CheckpointOrder
+from schemas.orders import CheckpointOrder, only_part
 from tests.support.owned_pods import NAMESPACE, NODE, SET, left, pod_of, running
 
 IMAGE = {NODE_UNAVAILABLE_ANNOTATION: "image"}
@@ -183,7 +183,9 @@ async def test_the_successor_of_a_pod_waits_for_its_checkpoint(
 ) -> None:
     facts = left(identifier(1), SET).facts
     assert facts.pod
-    order = CheckpointOrder(target=facts.target, checkpoint=facts.id, pod=facts.pod)
+    order = CheckpointOrder(
+        parts=only_part(facts.parts[0].target), checkpoint=facts.id, pod=facts.pod
+    )
     await alone.records.create(
         Action(
             id=facts.id,

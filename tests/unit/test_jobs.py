@@ -292,9 +292,13 @@ async def test_two_at_once_on_one_container(desk: Desk) -> None:
     desk.prepare = lambda actor: actor.gates.update(resolve=gate)
     same = Target(namespace="default", container="c1")
     async with desk.worker():
-        job = await desk.order(RestoreOrder(checkpoint=CHECKPOINT, target=same))
+        job = await desk.order(
+            RestoreOrder(checkpoint=CHECKPOINT, part=same.container, target=same)
+        )
         await gate.reached.wait()
-        other = await desk.order(RestoreOrder(checkpoint=CHECKPOINT, target=same))
+        other = await desk.order(
+            RestoreOrder(checkpoint=CHECKPOINT, part=same.container, target=same)
+        )
         deleting = await desk.order(DeleteOrder(checkpoint=CHECKPOINT))
         refused, in_use = await desk.ended(other), await desk.ended(deleting)
         gate.open.set()

@@ -11,7 +11,7 @@ from controller.kube import conditions, pods
 from controller.kube.conditions import Refusal
 from controller.kube.pods import Source
 from schemas.kubernetes import Resources, TargetPod
-from schemas.orders import Target
+from schemas.orders import Part, Target
 from tests.support.kube_pods import CONTAINER, running_pod
 
 UID = "0f0e0d0c-0000-4000-8000-000000000001"
@@ -34,17 +34,45 @@ def test_the_only_container_of_a_running_pod_is_taken() -> None:
     source = taken(running_pod())
 
     assert source.node == "node-1"
-    assert source.target == Target(namespace="k8s.io", container=CONTAINER)
-    assert (source.pod.name, source.pod.container) == ("counter-5d9-x", "counter")
+    target = Target(namespace="k8s.io", container=CONTAINER)
+    assert source.parts == (Part(name="counter", target=target),)
+    assert source.pod.name == "counter-5d9-x"
     assert taken(running_pod(), "counter") == source
+
+
+def of_two(state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A pod with a second container, which runs, and with an init container that has ended."""
+    pod = running_pod(initContainers=[{"name": "first"}])
+    pod["spec"]["containers"].append({"name": "beside"})
+    running: dict[str, Any] = {"running": {}}
+    beside = {"name": "beside", "containerID": "containerd://b", "state": state or running}
+    pod["status"]["containerStatuses"].insert(0, beside)
+    return pod
+
+
+def test_all_containers_of_a_pod_are_taken_or_the_one_that_is_named() -> None:
+    names = [part.name for part in taken(of_two()).parts]
+    (named,) = taken(of_two(), "beside").parts
+
+    assert names == ["counter", "beside"]
+    assert named == Part(name="beside", target=Target(namespace="k8s.io", container="b"))
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [({"waiting": {}}, "does not run"), ({"terminated": {}}, "has ended")]
+)
+def test_one_that_does_not_run_stands_in_the_way_of_all(state: dict[str, Any], told: str) -> None:
+    refusal = pods.source(of_two(state), None)
+
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == conditions.POD_NOT_RUNNING
+    assert told in refusal.message
+    assert [part.name for part in taken(of_two(state), "counter").parts] == ["counter"]
 
 
 def status(**changes: Any) -> dict[str, Any]:
     pod = running_pod()
     return pod | {"status": pod["status"] | changes}
-
-
-TWO = [{"name": "counter"}, {"name": "other"}]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +93,6 @@ TWO = [{"name": "counter"}, {"name": "other"}]
             ),
             conditions.RUNTIME_UNSUPPORTED,
         ),
-        (running_pod(containers=TWO), conditions.SEVERAL_CONTAINERS),
         (running_pod(hostPID=True), conditions.POD_UNSUPPORTED),
         (running_pod(shareProcessNamespace=True), conditions.POD_UNSUPPORTED),
         (

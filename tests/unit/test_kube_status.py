@@ -25,7 +25,7 @@ from schemas.kubernetes import (
     RestoreSpec,
     TargetPod,
 )
-from schemas.manifest import CheckpointFacts
+from schemas.manifest import CheckpointFacts, PartFacts
 from schemas.messages import Checkpointed
 from schemas.orders import CheckpointOrder
 from tests.support.kube_pods import running_pod
@@ -49,7 +49,12 @@ def begun(**spec: Any) -> KybernateCheckpoint:
 def facts() -> CheckpointFacts:
     taken = found()
     return CheckpointFacts(
-        id=UID, node="node-1", target=taken.target, created=NOW, size=1536, pod=taken.pod
+        id=UID,
+        node="node-1",
+        parts=tuple(PartFacts(name=one.name, target=one.target) for one in taken.parts),
+        created=NOW,
+        size=1536,
+        pod=taken.pod,
     )
 
 

@@ -28,11 +28,20 @@ from schemas.actions import TERMINAL_STATES, Action, ActionState, StepProgress
 from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts
 from schemas.messages import Checkpointed, Deleted, EventKind, JobEvent, Restored
-from schemas.orders import CheckpointOrder, DeleteOrder, Order, Place, RestoreOrder, Target
+from schemas.orders import (
+    CheckpointOrder,
+    DeleteOrder,
+    Order,
+    Place,
+    RestoreOrder,
+    Target,
+    only_part,
+)
+from tests.support.checkpoints import parts_of
 
 ID = "11111111-2222-3333-4444-555555555555"
 TARGET = Target(namespace="default", container="counter")
-FACTS = CheckpointFacts(id=ID, node="n1", target=TARGET, created=5.0, size=1)
+FACTS = CheckpointFacts(id=ID, node="n1", parts=parts_of(TARGET), created=5.0, size=1)
 CREATED = 100.0
 DEADLINE = 700.0
 RULES = Rules()
@@ -42,7 +51,7 @@ UNFINISHED = (S.PENDING, S.DISPATCHED, S.RUNNING)
 
 
 def action(state: ActionState = S.PENDING, **changes: object) -> Action:
-    order: Order = CheckpointOrder(target=TARGET, checkpoint=ID)
+    order: Order = CheckpointOrder(parts=only_part(TARGET), checkpoint=ID)
     plain = Action(
         id=ID,
         kind="checkpoint",
@@ -192,7 +201,7 @@ def test_a_deleted_checkpoint_is_marked() -> None:
 
 @pytest.mark.parametrize(("place", "used_up"), [(Place.MEMORY, True), (Place.DISK, False)])
 def test_a_restore_uses_up_a_checkpoint_in_memory_only(place: Place, used_up: bool) -> None:  # noqa: FBT001
-    order = RestoreOrder(checkpoint=ID, target=TARGET, place=place)
+    order = RestoreOrder(checkpoint=ID, part=TARGET.container, target=TARGET, place=place)
     restoring = action(S.RUNNING, kind="restore", order=order)
     result = Restored(target=TARGET, pid=1, checkpoint=ID)
     decision = advance(restoring, completed(result=result), CREATED)

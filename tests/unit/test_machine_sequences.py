@@ -21,11 +21,12 @@ from schemas.actions import Action, ActionState
 from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts
 from schemas.messages import TERMINAL_EVENTS, Checkpointed, EventKind, JobEvent
-from schemas.orders import CheckpointOrder, Target
+from schemas.orders import CheckpointOrder, Target, only_part
+from tests.support.checkpoints import parts_of
 
 ID = "11111111-2222-3333-4444-555555555555"
 TARGET = Target(namespace="default", container="counter")
-FACTS = CheckpointFacts(id=ID, node="n1", target=TARGET, created=5.0, size=1)
+FACTS = CheckpointFacts(id=ID, node="n1", parts=parts_of(TARGET), created=5.0, size=1)
 RESULT = Checkpointed(checkpoint=FACTS)
 STEPS = st.sampled_from(["resolve", "dump", "hash"])
 
@@ -39,7 +40,7 @@ class Lives(RuleBasedStateMachine):
             id=ID,
             kind="checkpoint",
             node="n1",
-            order=CheckpointOrder(target=TARGET, checkpoint=ID),
+            order=CheckpointOrder(parts=only_part(TARGET), checkpoint=ID),
             state=ActionState.PENDING,
             created=self.now,
             updated=self.now,

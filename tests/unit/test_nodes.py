@@ -13,6 +13,7 @@ from schemas.gpus import GpuFacts
 from schemas.manifest import CheckpointFacts
 from schemas.nodes import SILENT_AFTER_SECONDS
 from schemas.orders import Target
+from tests.support.checkpoints import parts_of
 from tests.support.controllers import tell_inventory
 from tests.support.fake_worker import inventory
 
@@ -27,7 +28,9 @@ def gpu(model: str = "H200", gigabytes: int = 139, *, index: int = 0) -> GpuFact
 
 
 def facts(*gpus: GpuFacts) -> CheckpointFacts:
-    return CheckpointFacts(id="c", node="n1", target=TARGET, created=0.0, size=1, gpus=gpus)
+    return CheckpointFacts(
+        id="c", node="n1", parts=parts_of(TARGET), created=0.0, size=1, gpus=gpus
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from node_worker.pods.requests import GoneTold, RestoreAsked, RunningAsked
 from node_worker.pods.restores import Restores
 from node_worker.resumed import CRIU_CONFIG
 from schemas import reasons
-from schemas.orders import CheckpointOrder
+from schemas.orders import CheckpointOrder, Part
 from schemas.pods import PodRecord
 from tests.support.fake_gpu import OTHER_UUID, facts
 from tests.support.workshop import IMAGE, SNAPSHOTTER, Workshop, new_id, target
@@ -37,11 +37,11 @@ class Kubelet:
             namespace="team",
             name="pod",
             uid=new_id(),
-            container="counter",
             node="node-1",
             template=TEMPLATE,
         )
-        order = CheckpointOrder(target=target(), checkpoint=new_id(), pod=pod)
+        parts = (Part(name="counter", target=target()),)
+        order = CheckpointOrder(parts=parts, checkpoint=new_id(), pod=pod)
         outcome = await self.shop.run(order)
         assert outcome.result is not None, outcome.failure
         return order.checkpoint

@@ -20,7 +20,7 @@ from schemas import reasons
 from schemas.base import Undecodable, decode
 from schemas.manifest import Manifest
 from schemas.messages import Checkpointed
-from schemas.orders import CheckpointOrder
+from schemas.orders import CheckpointOrder, only_part
 from schemas.volumes import VolumeRecord
 from tests.support.workshop import NAMESPACE, Workshop, new_id, target
 
@@ -118,7 +118,7 @@ async def checkpoint(pod: Pod) -> tuple[Path, Manifest]:
     record = await shop.runtime.container(NAMESPACE, "c1")
     changed = msgspec.structs.replace(record, spec=ours.spec, labels=ours.labels)
     await shop.runtime.replace_container(NAMESPACE, changed)
-    order = CheckpointOrder(target=target(), checkpoint=new_id())
+    order = CheckpointOrder(parts=only_part(target()), checkpoint=new_id())
     outcome = await shop.run(order)
     assert isinstance(outcome.result, Checkpointed), outcome.failure
     folder = shop.store.folder(order.checkpoint)
@@ -335,7 +335,7 @@ def test_a_manifest_with_another_kind_of_name_is_none(name: str) -> None:
 
 
 def told(pod: Pod, *sources: Path) -> list[str]:
-    seen = volumes.look(pod.container("any", *sources), os.getpid())
+    seen = volumes.look([(pod.container("any", *sources), os.getpid())])
     return [failure.message for failure in volumes.obstacles(seen)]
 
 
@@ -368,7 +368,7 @@ def test_only_the_pods_own_folder_is_looked_at(old: Pod, uid: str) -> None:
     container = old.container("any", old.volume())
     claimed = msgspec.structs.replace(container, labels={UID_LABEL: uid})
 
-    assert volumes.look(claimed, os.getpid()) == Seen()
+    assert volumes.look([(claimed, os.getpid())]) == Seen()
 
 
 def test_the_space_of_files_counts_once_and_holes_do_not(tmp_path: Path) -> None:

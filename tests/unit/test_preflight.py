@@ -8,6 +8,7 @@ from node_worker.preflight import (
     DISK_MARGIN,
     MEMORY_MARGIN,
     Facts,
+    lack_of_disk,
     memory_bytes,
     obstacles,
 )
@@ -24,7 +25,7 @@ def process(pid: int = 100, **facts: Any) -> Process:
 
 
 def facts(*processes: Process, **others: Any) -> Facts:
-    given_facts = {"processes": processes, "free_disk": PLENTY, "free_memory": PLENTY, **others}
+    given_facts = {"processes": processes, "free_memory": PLENTY, **others}
     return Facts(**given_facts)
 
 
@@ -136,10 +137,13 @@ def test_a_terminal_stands_against_it() -> None:
 
 
 def test_the_disk_must_hold_the_memory() -> None:
-    needed = 100 * MIB + DISK_MARGIN
-    large = process(private_bytes=100 * MIB)
-    assert only(facts(large, free_disk=needed - 1)) == reasons.NOT_ENOUGH_DISK
-    assert obstacles(facts(large, free_disk=needed)) == ()
+    large = facts(process(private_bytes=100 * MIB), gpu_bytes=MIB)
+    needed = memory_bytes(large)
+    assert needed == 101 * MIB
+    assert lack_of_disk(needed, needed + DISK_MARGIN) == ()
+    (told,) = lack_of_disk(needed, needed + DISK_MARGIN - 1)
+    assert told.reason == reasons.NOT_ENOUGH_DISK
+    assert told.advice
 
 
 def test_shared_memory_is_counted_once() -> None:
@@ -147,14 +151,12 @@ def test_shared_memory_is_counted_once() -> None:
     assert memory_bytes(facts(*workers)) == 900 * MIB
 
 
-def test_the_gpu_s_memory_must_fit_into_the_host_s_and_onto_the_disk() -> None:
+def test_the_gpu_s_memory_must_fit_into_the_host_s() -> None:
     gpu = 2048 * MIB
-    enough = {"free_memory": gpu + MEMORY_MARGIN, "free_disk": gpu + DISK_MARGIN}
-    assert obstacles(facts(process(), gpu_bytes=gpu, **enough)) == ()
-    tight = {**enough, "free_memory": gpu + MEMORY_MARGIN - 1}
-    assert only(facts(process(), gpu_bytes=gpu, **tight)) == reasons.NOT_ENOUGH_MEMORY
-    full = {**enough, "free_disk": gpu + DISK_MARGIN - 1}
-    assert only(facts(process(), gpu_bytes=gpu, **full)) == reasons.NOT_ENOUGH_DISK
+    enough = gpu + MEMORY_MARGIN
+    assert obstacles(facts(process(), gpu_bytes=gpu, free_memory=enough)) == ()
+    tight = facts(process(), gpu_bytes=gpu, free_memory=enough - 1)
+    assert only(tight) == reasons.NOT_ENOUGH_MEMORY
 
 
 def test_without_a_gpu_the_host_s_memory_does_not_matter() -> None:
@@ -162,14 +164,14 @@ def test_without_a_gpu_the_host_s_memory_does_not_matter() -> None:
 
 
 def test_all_obstacles_are_told_at_once() -> None:
-    found = obstacles(facts(process(tracer=1), terminal=True, free_disk=0))
+    found = obstacles(facts(process(tracer=1), terminal=True, gpu_bytes=MIB, free_memory=0))
 
     assert [one.reason for one in found] == [
         reasons.CANNOT_BE_CHECKPOINTED,
         reasons.CANNOT_BE_CHECKPOINTED,
-        reasons.NOT_ENOUGH_DISK,
+        reasons.NOT_ENOUGH_MEMORY,
     ]
-    for one, word in zip(found, ("tracer", "terminal", "checkpoint store"), strict=True):
+    for one, word in zip(found, ("tracer", "terminal", "GPU's memory"), strict=True):
         assert word in one.message
 
 
@@ -198,6 +200,6 @@ def test_all_obstacles_are_told_at_once() -> None:
 def test_every_obstacle_has_a_reason_words_and_advice(
     processes: list[Process], free: int, options: dict[str, bool]
 ) -> None:
-    found = facts(*processes, free_disk=free, **options)
+    found = facts(*processes, gpu_bytes=1, free_memory=free, **options)
     told = obstacles(found)
     assert all(one.reason and one.message and one.advice for one in told)

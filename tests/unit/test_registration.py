@@ -14,7 +14,7 @@ from schemas import reasons
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.names import CHECKPOINTS_BUCKET, NODES_BUCKET, node_key
 from schemas.nodes import Inventory
-from schemas.orders import CheckpointOrder, DeleteOrder, Place
+from schemas.orders import CheckpointOrder, DeleteOrder, Place, only_part
 from tests.support.workshop import NODE, Workshop, new_id, target
 
 
@@ -81,7 +81,9 @@ async def test_a_wiped_bucket_comes_back_with_the_next_heartbeat(office: Office)
 async def test_a_lost_catalogue_comes_back_from_disk_and_memory(office: Office) -> None:
     await office.shop.start("c1")
     on_disk = await office.shop.checkpointed("c1", leave_running=True)
-    in_memory = CheckpointOrder(target=target("c1"), checkpoint=new_id(), place=Place.MEMORY)
+    in_memory = CheckpointOrder(
+        parts=only_part(target("c1")), checkpoint=new_id(), place=Place.MEMORY
+    )
     assert (await office.shop.run(in_memory)).result is not None
     first = await office.catalogue()
     assert {key: entry.facts.place for key, entry in first.items()} == {

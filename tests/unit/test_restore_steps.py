@@ -14,7 +14,7 @@ from node_worker.resumed import CRIU_CONFIG
 from schemas import reasons
 from schemas.failures import Failure
 from schemas.messages import Deleted, Restored
-from schemas.orders import CheckpointOrder, DeleteOrder, Place, RestoreOrder
+from schemas.orders import CheckpointOrder, DeleteOrder, Place, RestoreOrder, only_part
 from tests.support.acting import Killed, Trouble
 from tests.support.fake_gpu import OTHER_UUID, facts
 from tests.support.workshop import (
@@ -64,8 +64,10 @@ async def checkpointed(shop: Workshop, *, removed: bool = False) -> str:
     return checkpoint
 
 
-def order(checkpoint: str, *, name: str = "c1", place: Place = Place.DISK) -> RestoreOrder:
-    return RestoreOrder(checkpoint=checkpoint, target=target(name), place=place)
+def order(
+    checkpoint: str, *, name: str = "c1", part: str = "c1", place: Place = Place.DISK
+) -> RestoreOrder:
+    return RestoreOrder(checkpoint=checkpoint, part=part, target=target(name), place=place)
 
 
 class Before:
@@ -270,7 +272,7 @@ async def test_a_damaged_checkpoint(shop: Workshop, file: str, step: str) -> Non
     """What is interpreted is refused before anything is made of it, memory before it is read."""
     checkpoint = await checkpointed(shop)
     before, ran = await Before(shop).read(), list(shop.runtime.ran)
-    damaged = shop.store.folder(checkpoint) / file
+    damaged = shop.store.folder(checkpoint) / "containers/c1" / file
     raw = bytearray(damaged.read_bytes())
     raw[10] ^= 1
     damaged.write_bytes(raw)
@@ -382,7 +384,7 @@ async def test_the_worker_dies_before_the_gpu_is_back(
 
 async def asleep(shop: Workshop) -> str:
     await shop.start(gpu=True)
-    wanted = CheckpointOrder(target=target(), checkpoint=new_id(), place=Place.MEMORY)
+    wanted = CheckpointOrder(parts=only_part(target()), checkpoint=new_id(), place=Place.MEMORY)
     assert (await shop.run(wanted)).result is not None
     assert not await shop.runs()
     return wanted.checkpoint

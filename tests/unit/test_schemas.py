@@ -13,7 +13,16 @@ from schemas import export
 from schemas.actions import Action, ActionState
 from schemas.base import Record, Undecodable, decode, encode
 from schemas.messages import Cancel, EventKind, Job, JobEvent, Restored, Result
-from schemas.orders import CheckpointOrder, DeleteOrder, Order, RestoreOrder, Target, verb
+from schemas.orders import (
+    CheckpointOrder,
+    DeleteOrder,
+    Order,
+    Place,
+    RestoreOrder,
+    Target,
+    only_part,
+    verb,
+)
 from schemas.requests import CheckpointRequest, Request, RestoreRequest
 
 CHECKPOINT = "0f0e0d0c-0000-4000-8000-000000000001"
@@ -21,7 +30,7 @@ TARGET = Target(namespace="default", container="c")
 
 
 def a_job(order: Order | None = None) -> Job:
-    order = order or CheckpointOrder(target=TARGET, checkpoint=CHECKPOINT)
+    order = order or CheckpointOrder(parts=only_part(TARGET), checkpoint=CHECKPOINT)
     return Job(action="a", attempt=1, node="n", order=order, deadline=1.0)
 
 
@@ -32,8 +41,13 @@ def changed(record: Record, change: Callable[[dict[str, object]], object]) -> by
 
 
 ORDERS = st.one_of(
-    st.builds(CheckpointOrder, target=st.just(TARGET), checkpoint=st.just(CHECKPOINT)),
-    st.builds(RestoreOrder, target=st.just(TARGET), checkpoint=st.just(CHECKPOINT)),
+    st.builds(CheckpointOrder, parts=st.just(only_part(TARGET)), checkpoint=st.just(CHECKPOINT)),
+    st.builds(
+        RestoreOrder,
+        part=st.just("c"),
+        target=st.just(TARGET),
+        checkpoint=st.just(CHECKPOINT),
+    ),
     st.builds(DeleteOrder, checkpoint=st.just(CHECKPOINT)),
 )
 
@@ -87,9 +101,10 @@ def test_an_optional_field_may_be_missing() -> None:
         (lambda content: content.pop("order"), "order"),
         (lambda content: content.update(attempt="1"), "attempt"),
         (lambda content: content["order"].update(checkpoint="../x"), "checkpoint"),
-        (lambda content: content["order"]["target"].update(container="a/b"), "container"),
-        (lambda content: content["order"]["target"].update(container="-"), "container"),
-        (lambda content: content["order"]["target"].update(container="a" * 77), "container"),
+        (lambda content: content["order"]["parts"][0].update(name="a/b"), "name"),
+        (lambda content: content["order"]["parts"][0].update(name="-"), "name"),
+        (lambda content: content["order"]["parts"][0].update(name="a" * 77), "name"),
+        (lambda content: content["order"].update(parts=[]), "parts"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(
@@ -97,6 +112,25 @@ def test_what_does_not_fit_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(Undecodable, match=told):
         decode(changed(a_job(), change), Job)
+
+
+@pytest.mark.parametrize(
+    ("parts", "place", "told"),
+    [
+        ((("a", "c"), ("a", "d")), Place.DISK, "same name"),
+        ((("a", "c"), ("b", "c")), Place.DISK, "same container"),
+        ((("a", "c"), ("b", "d")), Place.MEMORY, "memory"),
+    ],
+)
+def test_containers_that_do_not_go_together_are_refused(
+    parts: tuple[tuple[str, str], ...], place: Place, told: str
+) -> None:
+    listed = [
+        {"name": name, "target": {"namespace": "default", "container": id}} for name, id in parts
+    ]
+    raw = changed(a_job(), lambda content: content["order"].update(parts=listed, place=place))  # type: ignore[attr-defined]
+    with pytest.raises(Undecodable, match=told):
+        decode(raw, Job)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"version":1}'])

@@ -8,9 +8,10 @@ import pytest
 from blake3 import blake3
 
 from kybernate.store import Damage, Damaged, Follower, StoreError
-from schemas.manifest import CHUNK_BYTES, IMAGES_FOLDER, FileEntry
+from schemas.manifest import CHUNK_BYTES, IMAGES_FOLDER, FileEntry, part_folder
 from tests.support.checkpoints import fill
 
+IMAGES = f"{part_folder('counter')}/{IMAGES_FOLDER}"
 MIB = 1024 * 1024
 
 
@@ -43,11 +44,11 @@ def open_files() -> int:
 def test_files_that_grow_while_followed_get_the_digests_of_their_final_bytes(
     tmp_path: Path, size: int
 ) -> None:
-    images = tmp_path / IMAGES_FOLDER
+    images = tmp_path / IMAGES
     before = open_files()
     with Follower() as follower:
         follower.start(tmp_path)
-        images.mkdir()
+        images.mkdir(parents=True)
         writers = [
             threading.Thread(target=append_slowly, args=(images / f"pages-{number}.img", size))
             for number in (1, 2)
@@ -85,8 +86,8 @@ def test_the_manifest_is_not_listed_in_itself(tmp_path: Path) -> None:
 
 
 def test_a_sparse_file_is_hashed_as_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / IMAGES_FOLDER).mkdir()
-    with (tmp_path / IMAGES_FOLDER / "pages-1.img").open("wb") as file:
+    (tmp_path / IMAGES).mkdir(parents=True)
+    with (tmp_path / IMAGES / "pages-1.img").open("wb") as file:
         file.truncate(10 * MIB)
     with Follower() as follower:
         follower.start(tmp_path)
@@ -107,8 +108,8 @@ def test_what_is_no_file_cannot_be_sealed(tmp_path: Path, kind: str) -> None:
 
 
 def test_trouble_while_following_is_told_at_the_end(tmp_path: Path) -> None:
-    images = tmp_path / IMAGES_FOLDER
-    images.mkdir()
+    images = tmp_path / IMAGES
+    images.mkdir(parents=True)
     (images / "pages-1.img").symlink_to(images / "nowhere")
     with Follower() as follower:
         follower.start(tmp_path)
@@ -129,7 +130,7 @@ def test_stopping_ends_the_threads_and_closes_the_files(tmp_path: Path) -> None:
 
 
 def test_a_forgotten_one_ends_its_thread(tmp_path: Path) -> None:
-    (tmp_path / IMAGES_FOLDER).mkdir()
+    (tmp_path / IMAGES).mkdir(parents=True)
     follower = Follower()
     follower.start(tmp_path)
     thread = follower._thread

@@ -8,9 +8,10 @@ import pytest
 from kybernate.store import Damage, Damaged, verify
 from schemas import reasons
 from schemas.manifest import CHUNK_BYTES, FileEntry, Manifest
-from tests.support.checkpoints import manifest_of, sealed
+from tests.support.checkpoints import PARTS, manifest_of, sealed
 
-PAGES = "images/pages-1.img"
+PART = f"containers/{PARTS[0]}"
+PAGES = f"{PART}/images/pages-1.img"
 
 
 def damage_of(folder: Path, manifest: Manifest) -> Damaged:
@@ -47,7 +48,7 @@ def test_one_flipped_bit_is_found(tmp_path: Path, offset: int) -> None:
     assert (found.damage, found.path) == (Damage.ALTERED, PAGES)
 
 
-@pytest.mark.parametrize("name", [PAGES, "images/inventory.img", "rootfs.tar"])
+@pytest.mark.parametrize("name", [PAGES, f"{PART}/images/inventory.img", f"{PART}/rootfs.tar"])
 def test_a_flipped_bit_is_found_in_every_file(tmp_path: Path, name: str) -> None:
     manifest = sealed(tmp_path)
     flip(tmp_path / name, 3)
@@ -67,7 +68,7 @@ def test_another_size_is_found(tmp_path: Path, size: int, damage: Damage) -> Non
     assert (found.damage, found.path) == (damage, PAGES)
 
 
-@pytest.mark.parametrize("name", [PAGES, "images/fdinfo-2.img"])
+@pytest.mark.parametrize("name", [PAGES, f"{PART}/images/fdinfo-2.img"])
 def test_a_missing_file_is_found(tmp_path: Path, name: str) -> None:
     manifest = sealed(tmp_path)
     (tmp_path / name).unlink()
@@ -76,7 +77,7 @@ def test_a_missing_file_is_found(tmp_path: Path, name: str) -> None:
     assert (found.damage, found.path) == (Damage.MISSING, name)
 
 
-@pytest.mark.parametrize("name", ["extra", "images/pages-2.img", "deep/er/file"])
+@pytest.mark.parametrize("name", ["extra", f"{PART}/images/pages-2.img", "deep/er/file"])
 def test_an_added_file_is_found(tmp_path: Path, name: str) -> None:
     manifest = sealed(tmp_path)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,8 @@ def test_a_link_in_place_of_a_folder_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     manifest = sealed(folder)
-    (folder / "images").rename(tmp_path / "images")
-    (folder / "images").symlink_to(tmp_path / "images")
+    (folder / PART).rename(tmp_path / "part")
+    (folder / PART).symlink_to(tmp_path / "part")
 
     assert damage_of(folder, manifest).damage is Damage.ADDED
 
@@ -164,8 +165,8 @@ def test_a_number_of_digests_that_does_not_fit_the_size_is_refused(
 
 
 def test_the_last_chunk_of_a_large_file_counts(tmp_path: Path) -> None:
-    pages = tmp_path / "images"
-    pages.mkdir()
+    pages = tmp_path / PART / "images"
+    pages.mkdir(parents=True)
     with (pages / "pages-7.img").open("wb") as file:
         file.truncate(2 * CHUNK_BYTES + 5)
     manifest = sealed(tmp_path)
@@ -173,5 +174,18 @@ def test_the_last_chunk_of_a_large_file_counts(tmp_path: Path) -> None:
 
     flip(pages / "pages-7.img", 2 * CHUNK_BYTES + 4)
     found = damage_of(tmp_path, manifest)
-    assert (found.damage, found.path) == (Damage.ALTERED, "images/pages-7.img")
+    assert (found.damage, found.path) == (Damage.ALTERED, f"{PART}/images/pages-7.img")
     assert "chunk 2" in str(found)
+
+
+def test_only_the_bytes_that_are_going_to_be_read_are_read(tmp_path: Path) -> None:
+    manifest = sealed(tmp_path)
+    archive = f"{PART}/rootfs.tar"
+    flip(tmp_path / archive, 3)
+
+    verify(tmp_path, manifest, lambda path: path != archive)
+    with pytest.raises(Damaged):
+        verify(tmp_path, manifest, lambda path: path == archive)
+    (tmp_path / archive).unlink()
+    with pytest.raises(Damaged):
+        verify(tmp_path, manifest, lambda path: path != archive)
