@@ -46,8 +46,9 @@ while True:
 async def house() -> AsyncIterator[House]:
     async with crash_house() as house:
         workload = Workload(args=("-c", LARGE))
-        house.counter = await house.workloads.start_container(CONTAINER, workload, python=True)
-        await house.counter.wait_for_more(3)
+        large = await house.workloads.start_container(CONTAINER, workload, python=True)
+        await large.wait_for_more(3)
+        house.counters[CONTAINER] = large
         yield house
 
 

@@ -27,7 +27,7 @@ from schemas.orders import CheckpointOrder, Order, Target, only_part, verb
 from tests.support.crashing_worker import CrashingWorkers, Fate, crashing_workers
 
 NODE = "crashing"
-CONTAINER = "counter"
+CONTAINER, BESIDE = "counter", "beside"
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
 COUNTING = Workload(args=("sh", "-c", COUNTER))
 TARGET = Target(namespace=NAMESPACE, container=CONTAINER)
@@ -53,7 +53,7 @@ class House:
         self.bus = bus
         self.workers = workers
         self.store = CheckpointStore(settings.store)
-        self.counter: Running | None = None
+        self.counters: dict[str, Running] = {}
         self.checkpoint = ""
         """The last durable one of the container that is not deleted."""
 
@@ -93,14 +93,14 @@ class House:
 
     # the container
 
-    async def running(self) -> Running:
+    async def running(self, name: str = CONTAINER) -> Running:
         """The container, which counts."""
-        if self.counter is None or await self.status() is not TaskStatus.RUNNING:
-            if self.counter is not None:
-                await self.counter.remove()
-            self.counter = await self.workloads.start_container(CONTAINER, COUNTING)
-        await self.counter.wait_for_more()
-        return self.counter
+        if name not in self.counters or await self.status(name) is not TaskStatus.RUNNING:
+            if name in self.counters:
+                await self.counters[name].remove()
+            self.counters[name] = await self.workloads.start_container(name, COUNTING)
+        await self.counters[name].wait_for_more()
+        return self.counters[name]
 
     async def stopped(self) -> str:
         """A checkpoint of the container, which is ended; its record and snapshot are there."""
@@ -113,16 +113,15 @@ class House:
         await end_task(self.runtime, CONTAINER)
         return self.checkpoint
 
-    async def status(self) -> TaskStatus | None:
+    async def status(self, name: str = CONTAINER) -> TaskStatus | None:
         try:
-            return (await self.runtime.task(NAMESPACE, CONTAINER)).status
+            return (await self.runtime.task(NAMESPACE, name)).status
         except NotFound:
             return None
 
-    async def counts_on(self) -> None:
-        assert self.counter is not None
-        assert await self.status() is TaskStatus.RUNNING
-        lines = await self.counter.wait_for_more(2)
+    async def counts_on(self, name: str = CONTAINER) -> None:
+        assert await self.status(name) is TaskStatus.RUNNING
+        lines = await self.counters[name].wait_for_more(2)
         numbers = [int(line) for line in lines[-3:]]
         assert numbers == list(range(numbers[0], numbers[0] + 3))
 
