@@ -309,8 +309,10 @@ def test_cancel_waits_for_the_end(server: RestServer) -> None:
 
 def waiting(server: RestServer, terminal: int | None = None) -> "subprocess.Popen[str]":
     """A command in a process of its own that waits for its action, and has begun to."""
+    listening = ("env", "--default-signal=INT")  # a shell's background job hands on that it is deaf
+    command = (sys.executable, "-m", "kybernate.cli", "checkpoint", "counter")
     process = subprocess.Popen(
-        [sys.executable, "-m", "kybernate.cli", "checkpoint", "counter", "--server", server.url],
+        [*listening, *command, "--server", server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if terminal is None else terminal,
         text=True,
