@@ -22,6 +22,7 @@ from schemas.manifest import Manifest
 from schemas.messages import Checkpointed
 from schemas.orders import CheckpointOrder, only_part
 from schemas.volumes import VolumeRecord
+from tests.support import mounts as real_mounts
 from tests.support.workshop import NAMESPACE, Workshop, new_id, target
 
 
@@ -197,16 +198,15 @@ async def test_a_folder_that_kubelet_has_mounted_stays_the_same_one(old: Pod, ne
     deep.mkdir(parents=True)
     (deep / "by-init").touch()
     (new.volume() / "part/away").mkdir()
-    mounted = new.folder / SUBPATHS / "work/main/0"
-    mounted.parent.mkdir(parents=True)
-    mounted.symlink_to(deep)  # for the test as good as a bind mount
-    before = deep.stat().st_ino
+    place = new.folder / SUBPATHS / "work/main/0"
+    place.mkdir(parents=True)
 
-    await fill(new, await checkpoint(old))
+    with real_mounts.mounted(place, "--bind", str(deep)):
+        await fill(new, await checkpoint(old))
 
-    assert deep.stat().st_ino == before
-    assert [path.name for path in (mounted.iterdir())] == ["file"]
-    assert [path.name for path in (new.volume() / "part").iterdir()] == ["deep"]
+        assert deep.samefile(place)
+        assert [path.name for path in place.iterdir()] == ["file"]
+        assert [path.name for path in (new.volume() / "part").iterdir()] == ["deep"]
 
 
 async def test_links_lead_nowhere(old: Pod, new: Pod, tmp_path: Path) -> None:
