@@ -59,20 +59,26 @@ def write_archive(target: Path, busybox: Path) -> None:
         fill_busybox(root, busybox)
         (root / "bin/counting").write_text(COUNTING)
         (root / "bin/counting").chmod(0o755)
-        layer_bytes = _layer(root)
+        pack(target, root, {name: {"Cmd": words} for name, words in COMMANDS.items()})
+
+
+def pack(target: Path, root: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Images of that root filesystem, by their names: what each says of its process."""
     with tarfile.open(target, "w") as tar:
         archive = _Archive(tar)
-        layer = archive.blob("layer.v1.tar", layer_bytes)
-        manifests = [_image(archive, layer, name) for name in COMMANDS]
+        layer = archive.blob("layer.v1.tar", _layer(root))
+        manifests = [_image(archive, layer, name, config) for name, config in configs.items()]
         archive.add("index.json", _json(schemaVersion=2, manifests=manifests))
         archive.add("oci-layout", _json(imageLayoutVersion="1.0.0"))
 
 
-def _image(archive: _Archive, layer: dict[str, Any], name: str) -> dict[str, Any]:
+def _image(
+    archive: _Archive, layer: dict[str, Any], name: str, process: Mapping[str, Any]
+) -> dict[str, Any]:
     config = _json(
         architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
         os="linux",
-        config={"Cmd": COMMANDS[name], "Env": ["PATH=/bin"]},
+        config={"Env": ["PATH=/bin"], **process},
         rootfs={"type": "layers", "diff_ids": [layer["digest"]]},
     )
     manifest = _json(
