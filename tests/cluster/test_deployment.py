@@ -21,6 +21,7 @@ from tests.support import kube_world, product_image
 from tests.support.bare_node import BareNode, bare_node
 from tests.support.controllers import until
 from tests.support.kube_world import DEPLOY
+from tests.support.node_services import PROGRAM
 
 NODE = 2
 SPACE = ("--namespace", "kybernate")
@@ -67,10 +68,30 @@ async def test_all_of_it_runs_in_pods_and_goes_the_whole_cycle(
     for name in ("Deployment/kybernate-controller", "DaemonSet/kybernate-worker"):
         await start(own_cluster, adapted(own_cluster, objects[name], bare, nats=nats))
 
+    assert await nodes_by_port_forward(own_cluster) == [bare.node.name]
     shell = environment(own_cluster, NODE=bare.node.name)
     said = await run(SCRIPT, env=shell, timeout=200)
 
     assert "cycle: OK, counter" in said.splitlines()[-1]
+
+
+async def nodes_by_port_forward(cluster: Cluster) -> list[str]:
+    """What `kybernate get nodes` says to somebody outside of the cluster."""
+    forward = ("port-forward", *SPACE, "deployment/kybernate-controller", ":7474")
+    process = await asyncio.create_subprocess_exec(
+        *(cluster.kubeconfig.with_name("kubectl"), *forward),
+        env=environment(cluster),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        told = (await process.stdout.readline()).decode()
+        server = "http://" + told.removeprefix("Forwarding from ").partition(" ")[0]
+        said = await run(PROGRAM, "get", "nodes", "--server", server, "--output", "json")
+    finally:
+        process.terminate()
+        await process.wait()
+    return [node["node"] for node in json.loads(said)]
 
 
 async def start(cluster: Cluster, workload: Any) -> None:
