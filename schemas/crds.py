@@ -104,6 +104,7 @@ DEFINITIONS: Final = (
             PHASE,
             Column(name="Replicas", path=".status.activeReplicas", type="integer"),
             AGE,
+            REASON,
         ),
     ),
 )

@@ -36,6 +36,7 @@ PodName = Annotated[
 ]
 ContainerName = Annotated[str, Meta(max_length=63)]
 Path = Annotated[str, Meta(max_length=4096)]
+HttpPath = Annotated[str, Meta(pattern="^/", max_length=2048)]
 Bucket = Annotated[str, Meta(max_length=63)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Replicas = Annotated[int, Meta(ge=0, le=1000)]
@@ -51,6 +52,24 @@ Quantity = Annotated[
         }
     ),
 ]
+POD_SPEC = {
+    "required": ["containers"],
+    "properties": {
+        "containers": {
+            "type": "array",
+            "description": "Containers of the pod.",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string", "description": "Name in the pod."}},
+                "x-kubernetes-preserve-unknown-fields": True,
+            },
+        }
+    },
+    "x-kubernetes-preserve-unknown-fields": True,
+}
+"""Only what every one has; the API server looks at the rest when a pod is made of it."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -266,40 +285,78 @@ class KybernateRestore(Part, frozen=True, kw_only=True):
     status: RestoreStatus | None = None
 
 
-class Suspend(Part, frozen=True, kw_only=True):
-    """When an idle workload is checkpointed and ended."""
+class TemplateMetadata(Part, frozen=True, kw_only=True):
+    """What a pod of the workload carries."""
 
-    enabled: Annotated[bool, Meta(description="Whether it is at all.")] = False
+    labels: Annotated[dict[str, str] | None, Meta(description="Labels of the pod.")] = None
+    annotations: Annotated[dict[str, str] | None, Meta(description="Annotations of the pod.")] = (
+        None
+    )
+
+
+class Template(Part, frozen=True, kw_only=True):
+    """A pod of the workload."""
+
+    metadata: Annotated[TemplateMetadata, Meta(description="What the pod carries.")] = (
+        TemplateMetadata()
+    )
+    spec: Annotated[
+        dict[str, Any],
+        Meta(
+            description="What the pod runs: a PodSpec, see `kubectl explain pod.spec`.",
+            extra_json_schema=POD_SPEC,
+        ),
+    ]
+
+
+class Suspend(Part, frozen=True, kw_only=True):
+    """When the workload is checkpointed and ended because nobody needs it."""
+
+    enabled: Annotated[bool, Meta(description="Whether it is suspended at all.")] = False
     idle_timeout: Annotated[
-        AtLeastOne, Meta(description="Seconds without requests before it is.")
+        AtLeastOne, Meta(description="Seconds without a request after which it is suspended.")
     ] = 300
     storage: Annotated[Storage, Meta(description="Where its checkpoints are kept.")] = Storage()
 
 
 class ScaleToZero(Part, frozen=True, kw_only=True):
-    """How many replicas there may be."""
+    """Between which numbers its replicas may change."""
 
-    enabled: Annotated[bool, Meta(description="Whether their number changes at all.")] = False
-    min_replicas: Annotated[Replicas, Meta(description="Fewest replicas.")] = 0
-    max_replicas: Annotated[Replicas, Meta(description="Most replicas.")] = 1
+    enabled: Annotated[
+        bool, Meta(description="Whether their number changes; otherwise it is maxReplicas.")
+    ] = False
+    min_replicas: Annotated[Replicas, Meta(description="Fewest replicas, while idle.")] = 0
+    max_replicas: Annotated[Replicas, Meta(description="Most replicas, while needed.")] = 1
 
 
 class Activator(Part, frozen=True, kw_only=True):
-    """What holds requests back while the workload resumes."""
+    """What takes requests for a suspended workload, wakes it, and passes them on."""
 
-    enabled: Annotated[bool, Meta(description="Whether requests are held back.")] = False
-    port: Annotated[Port, Meta(description="The workload's port.")] = 8080
-    health_path: Annotated[str, Meta(description="Path that answers when it serves.")] = "/"
-    queue_timeout: Annotated[AtLeastOne, Meta(description="Seconds that a request may wait.")] = 30
+    enabled: Annotated[
+        bool, Meta(description="Whether requests are held back until it runs again.")
+    ] = False
+    port: Annotated[Port, Meta(description="The workload's port that requests go to.")] = 8080
+    health_path: Annotated[
+        HttpPath, Meta(description="Path that answers 200 once it serves requests.")
+    ] = "/"
+    queue_timeout: Annotated[
+        AtLeastOne, Meta(description="Seconds after which a request that waits is refused.")
+    ] = 30
 
 
 class WorkloadSpec(Part, frozen=True, kw_only=True):
     """A workload that sleeps while nobody needs it."""
 
-    template: Annotated[dict[str, Any], Meta(description="The pod, as in a Deployment.")]
-    suspend: Annotated[Suspend, Meta(description="When it is suspended.")] = Suspend()
-    scale_to_zero: Annotated[ScaleToZero, Meta(description="How many replicas.")] = ScaleToZero()
-    activator: Annotated[Activator, Meta(description="What wakes it.")] = Activator()
+    template: Annotated[Template, Meta(description="A pod of it, as in a Deployment.")]
+    suspend: Annotated[
+        Suspend, Meta(description="When it is checkpointed and ended because nobody needs it.")
+    ] = Suspend()
+    scale_to_zero: Annotated[
+        ScaleToZero, Meta(description="Between which numbers its replicas may change.")
+    ] = ScaleToZero()
+    activator: Annotated[
+        Activator, Meta(description="What takes requests while it is suspended, and wakes it.")
+    ] = Activator()
 
 
 class WorkloadPhase(StrEnum):
@@ -309,14 +366,18 @@ class WorkloadPhase(StrEnum):
 
 
 class WorkloadStatus(Part, frozen=True, kw_only=True):
-    """What the workload does."""
+    """What becomes of the workload."""
 
-    phase: Annotated[WorkloadPhase | None, Meta(description="What it does.")] = None
-    active_replicas: Annotated[int | None, Meta(description="Replicas that run.")] = None
+    phase: Annotated[
+        WorkloadPhase | None, Meta(description="Running, Suspended, or Restoring in between.")
+    ] = None
+    active_replicas: Annotated[int | None, Meta(description="How many replicas run.")] = None
     suspended_checkpoints: Annotated[
         tuple[str, ...], Meta(description="Ids of the checkpoints that it resumes from.")
     ] = ()
-    last_activity_time: Annotated[Time | None, Meta(description="When it was needed last.")] = None
+    last_activity_time: Annotated[Time | None, Meta(description="When the last request came.")] = (
+        None
+    )
     conditions: Annotated[tuple[Condition, ...], Meta(description="Its state in detail.")] = ()
 
 

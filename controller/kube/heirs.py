@@ -145,8 +145,10 @@ class Heirs:
 
     async def _look_for_missed(self, pod: Json) -> float | None:
         """It runs from its image already, and so will nobody resume in its place later."""
-        entries = await self._means.catalogue.all()
-        entry = succession.missed(pod, entries, self._seen.all(), self._means.clock())
+        await self._catalogue.read()
+        entry = succession.missed(
+            pod, self._means.catalogue.seen(), self._seen.all(), self._means.clock()
+        )
         if isinstance(entry, ComeAgain):
             return succession.REQUEST_SECONDS
         if entry is None:

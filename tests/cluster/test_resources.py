@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from controller.kube.client import CHECKPOINTS, PODS, RESTORES
+from controller.kube.client import CHECKPOINTS, PODS, RESTORES, KubeRefused, Resource
 from kybernate.embedded.kubernetes.cluster import Cluster
 from schemas import reasons
+from schemas.kubernetes import API_VERSION
 from tests.support import kube_world
 from tests.support.controllers import until
 from tests.support.fake_worker import failure
@@ -289,3 +290,43 @@ async def edit(place: World, spec: Any) -> None:
 
 def _stalled(one: Any) -> bool:
     return condition(one["status"], "Stalled") is not None
+
+
+WORKLOADS = Resource(api=CHECKPOINTS.api, plural="kybernateworkloads")
+POD = {"containers": [{"name": "model", "image": "none", "env": [{"name": "A", "value": "b"}]}]}
+
+
+async def workload(place: World, spec: Any) -> Any:
+    body = {"apiVersion": API_VERSION, "kind": "KybernateWorkload", "metadata": {"name": "model"}}
+    return await place.kube.create(WORKLOADS, place.namespace, body | {"spec": spec})
+
+
+async def test_a_workload_is_kept_whole_and_filled_with_defaults(place: World) -> None:
+    spec = (await workload(place, {"template": {"spec": POD}}))["spec"]
+
+    assert spec == {
+        "template": {"metadata": {}, "spec": POD},
+        "suspend": {"enabled": False, "idleTimeout": 300, "storage": {"type": "local"}},
+        "scaleToZero": {"enabled": False, "minReplicas": 0, "maxReplicas": 1},
+        "activator": {"enabled": False, "port": 8080, "healthPath": "/", "queueTimeout": 30},
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({}, "spec.template"),
+        ({"template": {}}, "spec.template.spec"),
+        ({"template": {"spec": {}}}, "spec.template.spec.containers"),
+        ({"template": {"spec": {"containers": []}}}, "spec.template.spec.containers"),
+        ({"template": {"spec": POD}, "activator": {"port": 0}}, "spec.activator.port"),
+        ({"template": {"spec": POD}, "activator": {"healthPath": "x"}}, "activator.healthPath"),
+        ({"template": {"spec": POD}, "scaleToZero": {"minReplicas": -1}}, "minReplicas"),
+        ({"template": {"spec": POD}, "suspend": {"idleTimeout": 0}}, "spec.suspend.idleTimeout"),
+    ],
+)
+async def test_a_workload_that_makes_no_sense_is_refused(
+    place: World, spec: Any, field: str
+) -> None:
+    with pytest.raises(KubeRefused, match=field):
+        await workload(place, spec)

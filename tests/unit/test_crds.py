@@ -43,7 +43,11 @@ def test_what_is_fixed_by_the_contract_is_there() -> None:
         *("name", "nodeSelector", "nodeName", "resources")
     }
     workload = structural(DEFINITIONS[2].spec)
-    assert workload["properties"]["template"]["x-kubernetes-preserve-unknown-fields"] is True
+    template = workload["properties"]["template"]
+    assert template["required"] == ["spec"]
+    spec = template["properties"]["spec"]
+    assert spec["required"] == ["containers"]
+    assert spec["x-kubernetes-preserve-unknown-fields"] is True
 
 
 def test_the_yaml_is_plain() -> None:
