@@ -179,9 +179,11 @@ class Checkpoints:
         if status.phase is CheckpointPhase.FAILED:
             await self._means.tell(of, last.reason, last.message, warning=True)
             return
-        if isinstance(action.order, CheckpointOrder) and not action.order.leave_running:
-            at, uid = of.metadata, status.pod_uid or ""
-            await self._means.kube.delete(PODS, at.namespace, of.spec.pod_name, uid=uid)
+        order = action.order
+        if isinstance(order, CheckpointOrder) and order.pod and not order.leave_running:
+            at, pod = of.metadata, order.pod
+            grace = pods.grace_of(pod)
+            await self._means.kube.delete(PODS, at.namespace, pod.name, uid=pod.uid, grace=grace)
         await self._means.tell(of, last.reason, last.message, warning=False)
 
     async def _start(self, of: KybernateCheckpoint) -> float | None:

@@ -119,9 +119,13 @@ class Kube:
         path = resource.path(namespace, name, part)
         return await self._ask("PATCH", path, body=body, content=MERGE)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
-        """Delete the one with this UID; fine when it is gone."""
-        body = {"preconditions": {"uid": uid}}
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace: int | None = None
+    ) -> None:
+        """Delete the one with this UID; fine when it is gone. `grace`: a pod's, in seconds."""
+        body: Json = {"preconditions": {"uid": uid}}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         try:
             await self._ask("DELETE", resource.path(namespace, name), body=body)
         except (Missing, Taken):  # gone, or another of that name by now

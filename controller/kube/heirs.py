@@ -5,8 +5,6 @@ controllers may be asked at once. That a pod has begun to run is written there a
 """
 
 import asyncio
-import logging
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -30,8 +28,7 @@ from schemas.kubernetes import (
 SELECTOR: Final = f"{RESUME_LABEL}=true"
 START_FROM_IMAGE: Final = "image"
 TRIES: Final = 20
-
-log = logging.getLogger(__name__)
+SOON_SECONDS: Final = 1.0
 
 
 class Heirs:
@@ -61,12 +58,15 @@ class Heirs:
         if (pod := self._seen.get(key)) is None:
             return None
         told = pod["metadata"].get("annotations", {})
-        if RESTORE_FROM_ANNOTATION in told:
-            entry = await self._means.catalogue.get(told[RESTORE_FROM_ANNOTATION])
-            if entry and entry.heir and entry.heir.claim == told.get(ADMISSION_ANNOTATION):
-                await self._follow(pod, entry, entry.heir)
-        elif ADMISSION_ANNOTATION not in told and pods.began(pod):
-            return await self._look_for_missed(pod)
+        try:
+            if RESTORE_FROM_ANNOTATION in told:
+                entry = await self._means.catalogue.get(told[RESTORE_FROM_ANNOTATION])
+                if entry and entry.heir and entry.heir.claim == told.get(ADMISSION_ANNOTATION):
+                    await self._follow(pod, entry, entry.heir)
+            elif ADMISSION_ANNOTATION not in told and pods.began(pod):
+                return await self._look_for_missed(pod)
+        except Conflict:  # another controller wrote; perhaps not all that was seen here
+            return SOON_SECONDS
         return None
 
     async def _decide(self, new: Newcomer, request: AdmissionRequest) -> Decision:
@@ -125,8 +125,7 @@ class Heirs:
     async def _follow(self, pod: Json, entry: CatalogueEntry, heir: Heir) -> None:
         if heir.started:
             return
-        checkpoint, name, began = entry.facts.id, pod["metadata"]["name"], pods.began(pod)
-        await self._note(entry, msgspec.structs.replace(heir, pod=name, started=began))
+        checkpoint, began = entry.facts.id, pods.began(pod)
         if began:
             before = entry.facts.pod.name if entry.facts.pod else ""
             words = f"goes on where pod {before} was, from checkpoint {checkpoint}"
@@ -137,11 +136,9 @@ class Heirs:
                 f"{waits}; docs/kubernetes.md tells how to start it from its image instead"
             )
             await self._means.tell(pod, conditions.WAITS_FOR_NODE, words, warning=True)
-
-    async def _note(self, entry: CatalogueEntry, heir: Heir) -> None:
-        if heir != entry.heir:
-            with suppress(Conflict):  # another controller saw it too
-                await self._means.catalogue.bequeath(entry, heir)
+        seen = msgspec.structs.replace(heir, pod=pod["metadata"]["name"], started=began)
+        if seen != heir:
+            await self._means.catalogue.bequeath(entry, seen)
 
     async def _look_for_missed(self, pod: Json) -> float | None:
         """It runs from its image already, and so will nobody resume in its place later."""
@@ -153,12 +150,12 @@ class Heirs:
             return succession.REQUEST_SECONDS
         if entry is None:
             return None
-        at = pod["metadata"]
-        heir = Heir(claim=at["uid"], since=self._means.clock(), pod=at["name"], started=True)
-        await self._note(entry, heir)
         words = (
             f"was started from its image, because no controller was reached when it was made; "
             f"checkpoint {entry.facts.id} stays: a KybernateRestore resumes it"
         )
         await self._means.tell(pod, conditions.STARTED_FROM_IMAGE, words, warning=True)
+        at, now = pod["metadata"], self._means.clock()
+        heir = Heir(claim=at["uid"], since=now, pod=at["name"], started=True)
+        await self._means.catalogue.bequeath(entry, heir)
         return None

@@ -37,6 +37,8 @@ NAMESPACE: Final = "k8s.io"
 """containerd's, where kubelet's containers are."""
 SCHEME: Final = "containerd"
 ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+SHORTEST_GRACE: Final = 1
+"""With none at all the API server would not wait for kubelet."""
 LONGEST_NAME: Final = 63
 REVISION_LABEL: Final = "controller-revision-hash"
 INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
@@ -199,6 +201,12 @@ def placed(spec: Json, node: str, *, gpu: bool) -> Json:
         "runtimeClassName": GPU_RUNTIME_CLASS if gpu or was_gpu else RUNTIME_CLASS,
         "affinity": _bound(spec.get("affinity") or {}, node),
     }
+
+
+def grace_of(record: PodRecord) -> int:
+    """What the pod gets whose state is safe: whatever runs there now was started anew."""
+    given = json.loads(record.template)["spec"].get("terminationGracePeriodSeconds", SHORTEST_GRACE)
+    return min(int(given), SHORTEST_GRACE)
 
 
 def restored_name(original: str, target: TargetPod, restore_uid: str) -> str:

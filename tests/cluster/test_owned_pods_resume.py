@@ -18,6 +18,7 @@ from tests.support.node_services import NodeServices
 
 PORT = 9443
 NODE = 2
+LONG_SECONDS = 240
 COUNT_TO = 20
 FINITE = f"i=0; while [ $i -lt {COUNT_TO} ]; do i=$((i + 1)); echo Loop $i; sleep 0.2; done"
 
@@ -54,9 +55,10 @@ class Owned:
         self.name = f"counting-{kind.lower()}"
         self.node = services.node.name
 
-    async def make(self, replicas: int = 1, command: str = "") -> list[str]:
+    async def make(self, replicas: int = 1, command: str = "", grace_seconds: int = 0) -> list[str]:
         """Its pods, once each has counted a little."""
         pod = counting_pod("unused")
+        pod["spec"]["terminationGracePeriodSeconds"] = grace_seconds
         pod["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self.node}
         if command:
             pod["spec"]["containers"][0]["command"] = ["sh", "-c", command]
@@ -101,6 +103,9 @@ class Owned:
 
     async def remove(self) -> None:
         await self.cluster.kubectl("delete", self.kind.lower(), self.name, "--ignore-not-found")
+        await self.cluster.kubectl(
+            *("delete", "pod", "--selector", f"app={self.name}", "--grace-period=1", "--wait=false")
+        )
         await self.cluster.kubectl("delete", "kyc", self.name, "--ignore-not-found")
 
 
@@ -113,13 +118,14 @@ async def owned(request: pytest.FixtureRequest, services: NodeServices) -> Async
 
 @pytest.mark.parametrize("owned", ["Deployment"], indirect=True)
 async def test_one_replica_goes_on_and_the_others_are_left_alone(owned: Owned) -> None:
-    evicted, other = await owned.make(replicas=2)
+    evicted, other = await owned.make(replicas=2, grace_seconds=LONG_SECONDS)
     before = await owned.uid(other)
     old = await owned.uid(evicted)
     await owned.evict(evicted)
     (heir,) = await owned.pods(1, besides=(old, before))
 
     assert (await owned.counted(heir))[0] > 3
+    await owned.cluster.wait_gone(evicted, timeout=LONG_SECONDS / 2)
     assert await owned.uid(other) == before
     await owned.cluster.kubectl("scale", "deployment", owned.name, "--replicas=3")
     (third,) = await owned.pods(1, besides=(old, before, await owned.uid(heir)))

@@ -232,3 +232,10 @@ def _terms(pod: Any) -> Any:
 
 def _node(name: str) -> dict[str, Any]:
     return {"key": "metadata.name", "operator": "In", "values": [name]}
+
+
+@pytest.mark.parametrize(("given", "left"), [(None, 1), (600, 1), (1, 1), (0, 0)])
+def test_what_started_anew_beside_a_saved_state_goes_soon(given: Any, left: int) -> None:
+    changes = {} if given is None else {"terminationGracePeriodSeconds": given}
+
+    assert pods.grace_of(taken(running_pod(**changes)).pod) == left
