@@ -54,9 +54,9 @@ class NodeServices:
         )
         return self.checkpoints / said.split()[0]
 
-    async def pid(self, pod: str) -> int:
-        """Of the first process of the pod's container."""
-        container = container_of(await self.cluster.pod(pod))
+    async def pid(self, pod: str, name: str = "") -> int:
+        """Of the first process of the pod's container, or of the one of that name."""
+        container = container_of(await self.cluster.pod(pod), name)
         tasks = self.node.home / "containerd/state/io.containerd.runtime.v2.task/k8s.io"
         return int((tasks / container / "init.pid").read_text())
 
@@ -77,7 +77,8 @@ class NodeServices:
         return (self.runtime_state / "worker.pid").exists()
 
 
-def container_of(pod: Any) -> str:
-    """containerd's id of its one container."""
-    status = pod["status"]["containerStatuses"][0]
+def container_of(pod: Any, name: str = "") -> str:
+    """containerd's id of its one container, or of the one of that name."""
+    statuses = pod["status"]["containerStatuses"]
+    status = next(one for one in statuses if name in {"", one["name"]})
     return str(status["containerID"]).removeprefix("containerd://")

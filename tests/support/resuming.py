@@ -42,12 +42,13 @@ class Pods:
         await self.cluster.apply(pod)
         return name
 
-    async def counted(self, pod: str, times: int = 3) -> list[int]:
-        """What it has counted in its present container, once that is so many numbers."""
+    async def counted(self, pod: str, times: int = 3, *, container: str = "") -> list[int]:
+        """What it, or that container of it, has counted since it was made, once that is enough."""
         found: list[int] = []
+        chosen = ("-c", container) if container else ()
 
         async def is_enough() -> bool:
-            found[:] = loops(await self.cluster.kubectl("logs", pod))
+            found[:] = loops(await self.cluster.kubectl("logs", pod, *chosen))
             return len(found) >= times
 
         await self.cluster.wait_for(pod)
@@ -85,9 +86,9 @@ class Resources(Pods):
         super().__init__(services)
         self._resources: list[str] = []
 
-    async def checkpoint(self, pod: str) -> str:
+    async def checkpoint(self, pod: str, **spec: str) -> str:
         """The checkpoint's id; the pod is gone then."""
-        status = await self._asked("KybernateCheckpoint", pod, "Completed", podName=pod)
+        status = await self._asked("KybernateCheckpoint", pod, "Completed", podName=pod, **spec)
         await self.cluster.wait_gone(pod)
         return str(status["checkpointRef"])
 
