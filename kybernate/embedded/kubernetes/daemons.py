@@ -20,6 +20,10 @@ from kybernate.embedded.kubernetes.waiting import until
 
 NAME = "KYBERNATE_DAEMON"
 STOP_TIMEOUT = 10.0
+FLAGS = 5
+"""Of /proc/PID/stat, counted from behind the state."""
+EXITING = 0x4
+"""The kernel's PF_EXITING."""
 LAUNCH = 'log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!'
 """The shell ends at once, so whoever reaps orphans reaps the daemon, and `$!` is its pid."""
 
@@ -36,11 +40,10 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs, if it does."""
+        """Of the process that runs, or has not let go of everything yet, if there is one."""
         with contextlib.suppress(OSError, ValueError):  # never started, or ended meanwhile
             pid = int(self._pid_file.read_text())
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if all(f"{name}={value}".encode() in environment for name, value in self._marks()):
+            if self._is_ours(pid) or _is_ending(pid):
                 return pid
         return None
 
@@ -64,6 +67,13 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
         said = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join((f"the end of {self.log}:", *said.splitlines()[-lines:]))
 
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except ProcessLookupError:  # its memory is gone
+            return False
+        return all(f"{name}={value}".encode() in environment for name, value in self._marks())
+
     async def _gone_after(self, how: signal.Signals) -> None:
         if (pid := self.pid) is not None:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself
@@ -83,3 +93,11 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
     def _environment(self) -> dict[str, str]:
         ours = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home)}
         return {**ours, **self.env, **dict(self._marks())}
+
+
+def _is_ending(pid: int) -> bool:
+    """Its memory is gone, and with it the environment; its sockets may still be there."""
+    process = Path(f"/proc/{pid}")
+    state, *rest = (process / "stat").read_text().rpartition(")")[2].split()
+    alone = len(list((process / "task").iterdir())) == 1
+    return bool(int(rest[FLAGS]) & EXITING) and not (state == "Z" and alone)
