@@ -20,7 +20,7 @@ STEPS = (
     *("dump", "rootfs", "hash", "seal", "release"),
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("as_one")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

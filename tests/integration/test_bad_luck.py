@@ -57,7 +57,7 @@ while True:
     time.sleep(0.02)
 """))  # fmt: skip
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("bad_luck")]
 
 
 class House:

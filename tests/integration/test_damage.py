@@ -29,7 +29,7 @@ ROOTFS, FILES, PAGES, MANIFEST = (
     "manifest.json",
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("damage")]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):

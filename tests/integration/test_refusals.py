@@ -60,7 +60,7 @@ libc.inotify_add_watch(libc.inotify_init1(0), b"/tmp/file", 2)
 os.unlink("/tmp/file")
 {COUNTING}"""
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("refusals")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
