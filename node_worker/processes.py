@@ -95,12 +95,25 @@ def is_cgroup_v1(pid: int, *, proc: Path = PROC) -> bool:
 
 def other_users_can_be_dumped(processes: Iterable[Process], *, proc: Path = PROC) -> bool:
     """Whether CRIU may look at limits of other users' processes. It is a child of the shim, and so
-    has the capabilities of whoever is the parent of the container's first process.
+    has the capabilities of whoever is the parent of the container's first process; and all of
+    them over a container that has a user namespace of its own.
     """
     found = tuple(processes)
     inside = {process.pid for process in found}
-    shims = {process.parent for process in found} - inside - {0}
-    return all(_effective(proc / str(pid)) >> _CAP_SYS_RESOURCE & 1 for pid in shims)
+    firsts = [process for process in found if process.parent not in inside | {0}]
+    return all(
+        _effective(proc / str(one.parent)) >> _CAP_SYS_RESOURCE & 1
+        or _users_of(proc / str(one.pid)) != _users_of(proc / str(one.parent))
+        for one in firsts
+    )
+
+
+def _users_of(folder: Path) -> str:
+    """Its user namespace; empty where that cannot be seen."""
+    try:
+        return (folder / "ns/user").readlink().name
+    except OSError:
+        return ""
 
 
 def _effective(folder: Path) -> int:

@@ -214,3 +214,15 @@ def test_whether_other_users_can_be_dumped_is_up_to_the_parent(
 
     assert other_users_can_be_dumped(look([6, 7], proc=tmp_path), proc=tmp_path) is can
     assert other_users_can_be_dumped(look([5], proc=tmp_path), proc=tmp_path), "not to be seen"
+
+
+def test_a_user_namespace_of_its_own_makes_up_for_what_the_parent_lacks(tmp_path: Path) -> None:
+    for pid, parent, users in ((5, 1, "user:[1]"), (6, 5, "user:[2]"), (7, 6, "user:[2]")):
+        (tmp_path / f"{pid}/fd").mkdir(parents=True)
+        status = f"Name:\tsleep\nPPid:\t{parent}\nNSpid:\t{pid}\nCapEff:\t0\n"
+        (tmp_path / f"{pid}/status").write_text(status)
+        (tmp_path / f"{pid}/ns").mkdir()
+        (tmp_path / f"{pid}/ns/user").symlink_to(users)
+
+    assert other_users_can_be_dumped(look([6, 7], proc=tmp_path), proc=tmp_path)
+    assert not other_users_can_be_dumped(look([7], proc=tmp_path), proc=tmp_path), "the same one"
