@@ -131,7 +131,21 @@ async def all_of(acts: Iterable[Awaitable[None]]) -> None:
             raise outcome
 
 
-async def end(task: "asyncio.Task[Any]") -> None:
+async def all_or_none(acts: Iterable[Awaitable[None]]) -> None:
+    """The same, but the first failure calls the others off, and is told when they have ended."""
+    works = [asyncio.ensure_future(act) for act in acts]
+    try:
+        await asyncio.wait(works, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for work in works:
+            if not work.done():
+                await end(work)
+    for problem in [work.exception() for work in works if not work.cancelled()]:
+        if problem is not None:
+            raise problem
+
+
+async def end(task: "asyncio.Future[Any]") -> None:
     """Cancel a task and wait until it has ended, however it ends."""
     task.cancel()
     await asyncio.wait({task})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kybernate import telemetry
 from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
-from kybernate.tasks import all_of, together
+from kybernate.tasks import all_of, all_or_none, together
 from node_worker import folders
 from node_worker.actors import Means, Progress, Step, StepActor
 from node_worker.facts import facts_of
@@ -102,8 +102,10 @@ class CheckpointActor(StepActor[HeldNotes]):
         for part in self._parts:
             part.begin_archive()
         self._volumes.start(self._held.pod_volumes.volumes, self._staging)
-        for part, pid in zip(self._parts, notes.pids, strict=True):
-            await part.dump(pid, partial(self._grown, part))
+        await all_or_none(
+            part.dump(pid, partial(self._grown, part))
+            for part, pid in zip(self._parts, notes.pids, strict=True)
+        )
 
     def _grown(self, part: PartOnDisk, size: int) -> None:
         self._dumped[part] = size

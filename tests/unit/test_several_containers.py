@@ -2,6 +2,7 @@
 both are durably checkpointed; and each comes back from its own part.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from kybernate.store import read_manifest, verify
 from node_worker.claims import Claims
-from node_worker.containerd.port import RuntimeFailed
+from node_worker.containerd.port import DumpOptions, RuntimeFailed
 from node_worker.executor import Point
 from node_worker.gpu.port import GpuFailed, GpuState
 from schemas import reasons
@@ -137,6 +138,29 @@ async def test_what_one_refuses_the_other_is_spared(shop: Workshop, call: str, n
     outcome = await shop.run(wanted)
     await assert_sound(shop, wanted, committed=False)
     assert outcome.failure is not None
+
+
+async def test_a_dump_that_fails_does_not_wait_for_the_others(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = "(00.01) Error (criu/files.c:1): Can't dump file 3 of that type [20666] (x)\n"
+    shop.runtime.make_undumpable("c1", log)
+    checkpoint, ended = shop.runtime.checkpoint, []
+
+    async def slow(namespace: str, id: str, options: DumpOptions, *, timeout: float) -> None:
+        try:
+            await asyncio.sleep(0 if id == "c1" else 3600)
+        finally:
+            ended.append(id)
+        await checkpoint(namespace, id, options, timeout=timeout)
+
+    monkeypatch.setattr(shop.runtime, "checkpoint", slow)
+    wanted = order()
+    outcome = await shop.run(wanted)
+    await assert_sound(shop, wanted, committed=False)
+    assert outcome.failure is not None
+    assert outcome.failure.reason == reasons.CANNOT_BE_CHECKPOINTED
+    assert ended == ["c1", "c2"]
 
 
 async def test_a_gpu_process_that_fails_gives_the_other_back(shop: Workshop) -> None:
