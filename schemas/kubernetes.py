@@ -130,6 +130,18 @@ class Gpu(Part, frozen=True, kw_only=True):
     ] = True
 
 
+class CheckpointGpu(Gpu, frozen=True, kw_only=True):
+    """How GPU memory is treated."""
+
+    independent_processes: Annotated[
+        bool,
+        Meta(
+            description="Vouch that the pod's CUDA processes share no GPU memory with each other; "
+            "otherwise more than one is refused."
+        ),
+    ] = False
+
+
 class DeletionPolicy(StrEnum):
     DELETE = "Delete"
     KEEP = "Keep"
@@ -160,7 +172,7 @@ class CheckpointSpec(Part, frozen=True, kw_only=True):
         Seconds, Meta(description="Seconds after which the checkpoint is given up.")
     ] = DEFAULT_TIMEOUT_SECONDS
     storage: Annotated[Storage, Meta(description="Where the checkpoint is kept.")] = Storage()
-    gpu: Annotated[Gpu, Meta(description="How GPU memory is treated.")] = Gpu()
+    gpu: Annotated[CheckpointGpu, Meta(description="How GPU memory is treated.")] = CheckpointGpu()
     deletion_policy: Annotated[
         DeletionPolicy,
         Meta(description="Whether the checkpoint is deleted together with this resource."),

@@ -50,6 +50,7 @@ def order_of(action: str, spec: CheckpointSpec, source: Source) -> CheckpointOrd
         parts=source.parts,
         checkpoint=action,
         leave_running=spec.leave_running,
+        independent_gpu_processes=spec.gpu.independent_processes,
         pod=source.pod,
     )
 
@@ -124,9 +125,15 @@ def edited(spec: CheckpointSpec, order: CheckpointOrder) -> str:
     if pod is None:
         return ""
     containers = [spec.container_name] if spec.container_name else pods.containers_of(pod)
-    asked = (spec.pod_name, containers, spec.leave_running)
-    done = (pod.name, [part.name for part in order.parts], order.leave_running)
-    names = ("spec.podName", "spec.containerName", "spec.leaveRunning")
+    vouched = spec.gpu.independent_processes
+    asked = (spec.pod_name, containers, spec.leave_running, vouched)
+    done = (
+        pod.name,
+        [part.name for part in order.parts],
+        order.leave_running,
+        order.independent_gpu_processes,
+    )
+    names = ("spec.podName", "spec.containerName", "spec.leaveRunning", "spec.gpu")
     differing = zip(names, asked, done, strict=True)
     return ", ".join(name for name, one, other in differing if one != other)
 

@@ -123,7 +123,8 @@ def _shared(evidence: Evidence, *, independent: bool) -> Iterator[Failure]:
             message=f"{len(evidence.processes)} processes use CUDA: if they share "
             "GPU memory (CUDA IPC, NCCL), the driver makes a checkpoint that it cannot restore, "
             "and nothing shows the sharing from outside",
-            advice="If they share none, say so: --independent-gpu-processes.",
+            advice="If they share none, say so: --independent-gpu-processes, or "
+            "spec.gpu.independentProcesses in a KybernateCheckpoint.",
         )
 
 

@@ -4,6 +4,7 @@ and so is the process, which works only while the simulated driver lets it.
 
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from controller import app as controller_app
 from controller.settings import ControllerSettings
 from kybernate.bus import BusSettings
 from kybernate.bus.nats import connect
-from kybernate.client import client
+from kybernate.client import ClientProblem, client
 from kybernate.embedded.containerd import PrivateContainerd
 from kybernate.embedded.counting import counted, problem_with
 from kybernate.embedded.nats_server import NatsServer
@@ -22,16 +23,19 @@ from kybernate.embedded.oci import Workload
 from kybernate.embedded.workload import NAMESPACE, Running
 from node_worker import app as worker_app
 from node_worker.containerd.client import Containerd
+from node_worker.containerd.port import NotFound
 from node_worker.settings import WorkerSettings
 from schemas import reasons
 from schemas.actions import ActionState
 from schemas.failures import Failure
 from schemas.gpus import GpuFacts
 from schemas.manifest import CheckpointFacts
-from schemas.messages import Checkpointed, Restored
-from schemas.orders import Place
+from schemas.messages import Checkpointed, Job, Restored
+from schemas.names import job_subject
+from schemas.orders import CheckpointOrder, Part, Place, Target, verb
 from schemas.requests import CheckpointRequest, RestoreRequest
 from tests.support import simulated_gpu
+from tests.support.controllers import until
 from tests.support.node import NODE, Node
 from tests.support.simulated_container import HOME, digests, simulated_counter
 from tests.support.simulated_gpu import Fault, SimulatedGpus, gpu
@@ -69,6 +73,29 @@ class Site:
         self._runtime = runtime
         self._bus = BusSettings(servers=(nats.url,))
         self.gpus = SimulatedGpus(folder / "gpus")
+
+    async def checkpoint_as_one(self, *names: str) -> str:
+        """The containers' checkpoint, asked of the worker itself; they have ended with it."""
+        parts = tuple(
+            Part(name=name, target=Target(namespace=NAMESPACE, container=name)) for name in names
+        )
+        order = CheckpointOrder(
+            parts=parts, checkpoint=str(uuid.uuid4()), independent_gpu_processes=True
+        )
+        job = Job(
+            action=order.checkpoint, attempt=1, node=NODE, order=order, deadline=time.time() + 60
+        )
+        async with connect(self._bus, name="test") as bus:
+            await bus.publish(job_subject(NODE, verb(order)), job, dedupe=job.id)
+            await until(lambda: self._have_ended(names), bool)
+        return order.checkpoint
+
+    async def _have_ended(self, names: tuple[str, ...]) -> bool:
+        for name in names:
+            with contextlib.suppress(NotFound):
+                await self._runtime.task(NAMESPACE, name)
+                return False
+        return True
 
     @contextlib.asynccontextmanager
     async def node(self, *gpus: GpuFacts) -> AsyncIterator[GpuNode]:
@@ -137,6 +164,29 @@ async def test_gpu_memory_goes_the_whole_way_round(site: Site) -> None:
         await counts_on(before, after)
         assert checkpoint.gpus == (gpu(0),)
         assert memory_of(after) == {f"vram-{gpu(0).uuid}"}
+
+
+async def test_two_containers_are_taken_off_the_gpu_as_one_and_come_back_one_by_one(
+    site: Site,
+) -> None:
+    names = ("one", "two")
+    async with site.node(gpu(0)) as here:
+        before = [await here.node.workloads.start_container(name, COUNTER) for name in names]
+        for running in before:
+            await running.wait_for_more(3)
+        checkpoint = await site.checkpoint_as_one(*names)
+        calls = [call.split()[0] for call in here.gpus.calls()]
+        assert calls == ["lock", "lock", "checkpoint", "checkpoint"]
+
+    async with site.node(gpu(0)) as here:
+        await until(here.node.client.checkpoints, bool)  # the worker tells of it when it starts
+        with pytest.raises(ClientProblem, match="one, two"):
+            await here.node.ended(RestoreRequest(checkpoint=checkpoint))
+        for stopped in before:
+            request = RestoreRequest(checkpoint=checkpoint, container=stopped.id)
+            result = (await here.node.completed(request)).result
+            assert isinstance(result, Restored)
+            await counts_on(stopped, here.node.workloads.running(stopped.id, result.pid))
 
 
 async def test_a_workload_that_is_left_running_notices_nothing(site: Site) -> None:

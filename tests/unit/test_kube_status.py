@@ -15,6 +15,7 @@ from schemas.actions import Action, ActionState, StepProgress
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.failures import Failure
 from schemas.kubernetes import (
+    CheckpointGpu,
     CheckpointPhase,
     CheckpointSpec,
     Condition,
@@ -142,6 +143,9 @@ def test_an_edit_is_noticed_by_field() -> None:
     assert checkpoints.edited(named, order) == ""
     other = msgspec.structs.replace(spec, pod_name="other", leave_running=True)
     assert checkpoints.edited(other, order) == "spec.podName, spec.leaveRunning"
+    vouched = msgspec.structs.replace(spec, gpu=CheckpointGpu(independent_processes=True))
+    assert checkpoints.edited(vouched, order) == "spec.gpu"
+    assert checkpoints.order_of(UID, vouched, found()).independent_gpu_processes
 
 
 def ready(**more: Any) -> CatalogueEntry:
