@@ -33,6 +33,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
     lines: tuple[str, ...]
     """The log's last lines."""
+    passes: bool = False
+    """Another attempt may find it otherwise."""
 
     def __str__(self) -> str:
         return "\n".join((self.message, *(f"  criu: {line}" for line in self.lines)))
@@ -43,6 +45,7 @@ class _Known(msgspec.Struct, frozen=True):
     reason: str
     message: str
     advice: str
+    passes: bool = False
 
 
 _NOT_POSSIBLE: Final = reasons.CANNOT_BE_CHECKPOINTED
@@ -79,6 +82,7 @@ _KNOWN: Final = (
         _NOT_POSSIBLE,
         "a connection was being opened and not yet accepted",
         "Try again: the program accepts its waiting connections in the meantime.",
+        passes=True,
     ),
     _Known(
         r"Connected TCP socket",
@@ -252,7 +256,13 @@ def explain(log: str, *, otherwise: str) -> Cause:
             if re.search(known.pattern, error, re.IGNORECASE):
                 message = f"{known.message} ({error})"
                 reason = known.reason or otherwise
-                return Cause(reason=reason, message=message, advice=known.advice, lines=last)
+                return Cause(
+                    reason=reason,
+                    message=message,
+                    advice=known.advice,
+                    lines=last,
+                    passes=known.passes,
+                )
     return _unknown(errors, last, otherwise)
 
 

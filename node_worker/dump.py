@@ -102,7 +102,7 @@ async def _told(error: RuntimeProblem, folders: Folders, log: str, otherwise: st
             advice="Free space, delete checkpoints, or move the store to a larger file system.",
         )
     if text:
-        return Refused(cause.reason, str(cause), advice=cause.advice)
+        return Refused(cause.reason, str(cause), advice=cause.advice, retriable=cause.passes)
     return Refused(
         otherwise,
         f"CRIU left no log; containerd says: {error}",

@@ -138,3 +138,13 @@ def test_only_the_last_lines_are_kept(tmp_path: Path) -> None:
 def test_a_log_of_any_bytes_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "dump.log").write_bytes(b"\xff\xfe Error (a.c:1): \x80odd\n")
     assert explain(read_log(tmp_path), otherwise=reasons.DUMP_FAILED).reason == reasons.DUMP_FAILED
+
+
+def test_a_connection_that_is_just_being_opened_will_have_been_soon() -> None:
+    opening = explain("(00.034) Error (criu/sk-inet.c:188): inet: In-flight connection (l) for 2f",
+                      otherwise=reasons.DUMP_FAILED)  # fmt: skip
+    other = explain("(00.034) Error (criu/tty.c:1): tty: Found slave peer index 3 without",
+                    otherwise=reasons.DUMP_FAILED)  # fmt: skip
+
+    assert opening.passes
+    assert not other.passes
