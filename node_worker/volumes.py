@@ -29,6 +29,7 @@ UID_LABEL: Final = "io.kubernetes.pod.uid"
 EMPTY_DIRS: Final = "volumes/kubernetes.io~empty-dir"
 SUBPATHS: Final = "volume-subpaths"
 HUGE_PAGES: Final = "hugetlbfs"
+IN_MEMORY: Final = "tmpfs"
 MOUNTS: Final = Path("/proc/self/mountinfo")
 PROC: Final = Path("/proc")
 SECONDS_PER_GIB: Final = 60.0
@@ -90,17 +91,19 @@ def look(containers: Sequence[tuple[Container, int]]) -> Seen:
         return Seen(hidden=next(iter(hidden), ""))
     pod = placed[0][1]
     empty_dirs = tuple(look_at(path, pod) for path in _folders(pod / EMPTY_DIRS))
-    memory = [folder for one in containers if (folder := _memory_of(*one))]
-    return Seen(volumes=(*empty_dirs, *map(look_at_memory, memory[:1])))
+    memory = next((volume for one, _ in containers if (volume := _visible_memory(one))), None)
+    if memory is not None:
+        return Seen(volumes=(*empty_dirs, memory) if any(memory.path.iterdir()) else empty_dirs)
+    return Seen(volumes=empty_dirs, hidden=SHARED_MEMORY if any(map(_has_more, containers)) else "")
 
 
 def obstacles(seen: Seen) -> Iterator[Failure]:
     """What stands against taking them along. Pure."""
     if seen.hidden:
         yield _obstacle(
-            f"the worker cannot look into the pod's volume {seen.hidden}",
-            "Let the worker see kubelet's folder at the same path, with mounts made later "
-            "(in a pod: mountPropagation: HostToContainer).",
+            f"the worker cannot look into the pod's {seen.hidden}",
+            "Let the worker see kubelet's and containerd's folders at the same paths, with mounts "
+            "made later (in a pod: mountPropagation: HostToContainer).",
         )
     for volume in seen.volumes:
         if not _is_name(volume.name):
@@ -230,15 +233,24 @@ def look_at_memory(path: Path) -> Volume:
     )
 
 
-def _memory_of(container: Container, pid: int) -> Path | None:
-    """The pod's shared memory as that process has it, unless it is empty.
+def visible(memory: Volume) -> bool:
+    """Whether it is what containerd has mounted, and not the empty folder below the mount."""
+    return memory.file_system == IN_MEMORY
 
-    Through the process, for the worker may not see what containerd has mounted.
+
+def _visible_memory(container: Container) -> Volume | None:
+    path = shared_memory(container)
+    found = look_at_memory(path) if path and path.is_dir() else None
+    return found if found and visible(found) else None
+
+
+def _has_more(one: tuple[Container, int]) -> bool:
+    """Whether the process has files in its pod's shared memory. Never read: where the process may
+    mount, it may have put a link there that leads elsewhere.
     """
+    container, pid = one
     memory = PROC / str(pid) / "root" / SHARED_MEMORY.lstrip("/")
-    if shared_memory(container) and memory.is_dir() and any(memory.iterdir()):
-        return memory
-    return None
+    return shared_memory(container) is not None and memory.is_dir() and any(memory.iterdir())
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -253,7 +265,7 @@ def _mounted(container: Container, pod: Path) -> Iterator[str]:
     for source in map(Path, sources(container.oci)):
         for parent in (pod / EMPTY_DIRS, pod / SUBPATHS):
             if source.is_relative_to(parent) and source != parent:
-                yield source.relative_to(parent).parts[0]
+                yield f"emptyDir {source.relative_to(parent).parts[0]}"
 
 
 def _file_system(path: Path) -> str:

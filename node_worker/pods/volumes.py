@@ -34,7 +34,6 @@ from schemas.manifest import Manifest
 from schemas.volumes import VolumeKind, VolumeRecord
 
 PODS: Final = "k8s.io"
-IN_MEMORY: Final = "tmpfs"
 
 Inode = tuple[int, int]
 
@@ -157,7 +156,7 @@ def _in_memory(path: Path | None, record: VolumeRecord) -> Target:
             advice="Let the pod have it as it had: without hostIPC, and nothing else mounted "
             "there.",
         )
-    if not path.is_dir() or (volume := volumes.look_at_memory(path)).file_system != IN_MEMORY:
+    if not path.is_dir() or not volumes.visible(volume := volumes.look_at_memory(path)):
         raise Refused(
             reasons.VOLUME_FAILED,
             f"the worker cannot see {path}, which the pod has at {record}",
@@ -185,7 +184,7 @@ def _room(volume: Volume) -> int:
     """Where the volume is; memory that a volume takes is counted for who writes there first."""
     found = os.statvfs(volume.path)
     room = found.f_bavail * found.f_frsize
-    return min(room, free_memory(os.getpid())) if volume.file_system == IN_MEMORY else room
+    return min(room, free_memory(os.getpid())) if volume.file_system == volumes.IN_MEMORY else room
 
 
 def _clear(folder: Path, kept: frozenset[Inode]) -> bool:

@@ -10,8 +10,8 @@ from node_worker import archives
 from node_worker.archives import ArchiveFailed
 from node_worker.volumes import Volume
 from schemas import reasons
-from tests.integration.test_rootfs import picture
 from tests.support.mounts import mounted
+from tests.support.pictures import picture
 
 
 def take(source: Path, target: Path, archive: Path) -> None:

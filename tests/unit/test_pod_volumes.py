@@ -66,6 +66,11 @@ class Pod:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def mounts_are_seen(self, *points: Path) -> None:
+        """By the worker."""
+        lines = (f"1 2 0:40 / {point} rw - tmpfs shm rw\n" for point in points)
+        (self.shop.folder / "mountinfo").write_text("".join(lines))
+
     async def runs(self, id: str, *sources: Path) -> int:
         await self.known(id, *sources)
         mounts = (Mount(type="bind", source=str(self.folder), options=("rw",)),)
@@ -92,6 +97,8 @@ def shop(tmp_path: Path) -> Iterator[Workshop]:
 @pytest.fixture(autouse=True)
 def processes(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(volumes, "PROC", shop.folder / "proc")
+    monkeypatch.setattr(volumes, "MOUNTS", shop.folder / "mountinfo")
+    (shop.folder / "mountinfo").touch()
 
 
 @pytest.fixture
@@ -111,10 +118,7 @@ async def new(shop: Workshop) -> Pod:
 async def checkpoint(pod: Pod) -> tuple[Path, Manifest]:
     """Of a running container of the pod."""
     shop = pod.shop
-    pid = await shop.start()
-    memory = shop.folder / f"proc/{pid}/root/dev/shm"
-    memory.mkdir(parents=True)
-    (memory / "shared").write_text("of the old pod")
+    await shop.start()
     ours = pod.container("c1")
     record = await shop.runtime.container(NAMESPACE, "c1")
     changed = msgspec.structs.replace(record, spec=ours.spec, labels=ours.labels)
@@ -133,7 +137,7 @@ async def fill(
     fillings, wish = Fillings(pod.shop.means), pod.wish(name)
     folder, manifest = source
     async with fillings.alone(wish):
-        await fillings.fill(wish, folder, await fillings.targets("new", wish, manifest))
+        await fillings.fill(wish, folder, await fillings.targets(id, wish, manifest))
 
 
 async def test_contents_go_from_one_pod_to_the_other(old: Pod, new: Pod) -> None:
@@ -223,37 +227,52 @@ async def test_links_lead_nowhere(old: Pod, new: Pod, tmp_path: Path) -> None:
     assert not (new.volume() / "trap").is_symlink()
 
 
-async def test_shared_memory_goes_along_where_the_pod_has_some(
-    old: Pod, shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old.has_memory = True
+async def test_shared_memory_goes_along_where_the_pod_has_some(old: Pod, new: Pod) -> None:
+    old.has_memory = new.has_memory = True
+    (old.memory / "shared").write_text("of the old pod")
+    old.mounts_are_seen(old.memory)
     source = await checkpoint(old)
-    new = Pod(shop)
-    new.has_memory = True
-    await new.known("new")
+    await new.known("with memory")
     await new.runs(new.sandbox)
 
-    with pytest.raises(Refused, match="the worker cannot see"):  # it is no mount
-        await fill(new, source)
-    mounted(shop.folder / "mountinfo", new.memory, monkeypatch)
-    await fill(new, source)
+    with pytest.raises(Refused, match="the worker cannot see"):
+        await fill(new, source, id="with memory")
+    new.mounts_are_seen(new.memory)
+    await fill(new, source, id="with memory")
 
     assert [str(one) for one in source[1].volumes] == ["/dev/shm"]
     assert (new.memory / "shared").read_text() == "of the old pod"
 
 
-def mounted(mounts: Path, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as the worker can see."""
-    mounts.write_text(f"1 2 0:40 / {point} rw,relatime - tmpfs shm rw,size=65536k\n")
-    monkeypatch.setattr(volumes, "MOUNTS", mounts)
+async def test_shared_memory_without_files_is_not_missed(old: Pod, new: Pod) -> None:
+    old.has_memory = True
+    old.mounts_are_seen(old.memory)
+    source = await checkpoint(old)
+
+    await fill(new, source)
+
+    assert not source[1].volumes
+
+
+def test_shared_memory_that_the_worker_cannot_see_is_told_if_it_is_used(old: Pod) -> None:
+    old.has_memory = True
+    assert told(old) == []
+
+    memory = old.shop.folder / f"proc/{os.getpid()}/root/dev/shm"
+    memory.mkdir(parents=True)
+    (memory / "shared").touch()
+
+    assert "cannot look into the pod's /dev/shm" in told(old)[0]
 
 
 async def test_a_pod_without_shared_memory_of_its_own_is_refused(old: Pod, new: Pod) -> None:
     old.has_memory = True
+    (old.memory / "shared").touch()
+    old.mounts_are_seen(old.memory)
 
-    told = await refusal(new, await checkpoint(old))
+    words = str(await refusal(new, await checkpoint(old)))
 
-    assert "the pod has no /dev/shm of its own" in str(told)
+    assert "the pod has no /dev/shm of its own" in words
 
 
 async def refusal(pod: Pod, source: tuple[Path, Manifest]) -> Refused:
@@ -359,8 +378,8 @@ def test_a_volume_that_the_worker_cannot_see_is_told_if_the_container_uses_it(ol
     old.folder.rename(old.folder.with_name("hidden"))
 
     assert told(old) == []
-    assert "cannot look into the pod's volume work" in told(old, volume)[0]
-    assert "cannot look into the pod's volume work" in told(old, part)[0]
+    assert "cannot look into the pod's emptyDir work" in told(old, volume)[0]
+    assert "cannot look into the pod's emptyDir work" in told(old, part)[0]
 
 
 @pytest.mark.parametrize("uid", ["", "..", "a/b", "other"])
