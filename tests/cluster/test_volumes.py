@@ -134,6 +134,51 @@ async def test_a_pod_without_a_volume_of_the_checkpoint_is_refused(
     assert pods.services.leftovers() == []
 
 
+async def test_containers_that_share_a_volume_find_its_contents_once(pods: Resources) -> None:
+    both = ("one", "two")
+    pod = counting_pod(
+        f"test-{secrets.token_hex(4)}", node=pods.services.node.name, runtime_class="kybernate"
+    )
+    pod["spec"] |= {"volumes": VOLUMES[:1], "restartPolicy": "Never"}
+    pod["spec"]["containers"] = [
+        {
+            "name": name,
+            "image": IMAGE,
+            "command": ["sh", "-c", COUNT.replace("/log", f"/{name}")],
+            "volumeMounts": MOUNTS[:1],
+        }
+        for name in both
+    ]
+    first = await pods.apply(pod)
+    await pods.cluster.wait_for(first)
+    before = [await _written(pods, first, file, 3) for file in _files(both)]
+
+    second = await pods.restore(await pods.checkpoint(first))
+
+    for file, numbers in zip(_files(both), before, strict=True):
+        after = await _written(pods, second, file, len(numbers) + 5)
+        assert after == list(range(1, len(after) + 1)), file
+
+
+def _files(names: tuple[str, str]) -> list[str]:
+    return [f"/{folder}/{name}" for folder in ("work", "dev/shm") for name in names]
+
+
+async def _written(pods: Resources, pod: str, file: str, least: int) -> list[int]:
+    """The numbers in a file, once there are so many."""
+    found: list[int] = []
+
+    async def is_enough() -> bool:
+        said = await pods.cluster.kubectl(
+            *("exec", pod, "-c", "one", "--", "sh", "-c", f"[ ! -e {file} ] || cat {file}")
+        )
+        found[:] = map(int, said.split())
+        return len(found) >= least
+
+    await until(is_enough, timeout=TIMEOUT)
+    return found
+
+
 async def _look(pods: Resources, pod: str) -> str:
     return await pods.cluster.kubectl("exec", pod, "--", "sh", "-c", LOOK)
 
