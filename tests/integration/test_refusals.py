@@ -256,7 +256,7 @@ async def test_a_deadline_that_passes_during_the_dump(node: Node) -> None:
     async with counting(node, "late") as running:
         request = msgspec.structs.replace(checkpoint_of(running), timeout=3.0)
         action = await node.client.request(request)
-        await until(lambda: bool(list(node.checkpoints.glob(f"*/{action.id}/images"))))
+        await until(lambda: bool(list(node.checkpoints.glob(f"*/{action.id}/containers/*/images"))))
         with containerd_stands_still(node):
             await asyncio.sleep(max(0, action.deadline - time.time()) + 0.1)
         ended = await node.client.ended(action.id)
