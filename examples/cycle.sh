@@ -26,7 +26,7 @@ clean_up() {
     trap - EXIT
     step "clean up"
     kube delete pod "$first" "$second" --ignore-not-found || code=1
-    [[ -z $resource ]] || kube delete kyc "$resource" --ignore-not-found || code=1  # and its files
+    [[ -z $resource ]] || kube delete kybernatecheckpoint "$resource" --ignore-not-found || code=1  # and its files
     ((code)) || printf '\ncycle: OK, counter %s -> %s\n' "$before" "$after"
     exit "$code"
 }

@@ -1,5 +1,6 @@
 """The test cluster is a real one, and leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -8,6 +9,7 @@ from typing import Any
 
 from kybernate.embedded.kubernetes import cluster as clusters
 from kybernate.embedded.kubernetes.cluster import Cluster
+from kybernate.embedded.kubernetes.commands import CommandFailed
 from kybernate.embedded.kubernetes.waiting import until
 from tests.support.cluster_pods import counting_pod, host_files, loops, remains
 
@@ -79,7 +81,7 @@ async def test_pods_run_on_while_containerd_restarts(
 
     await node.restart_containerd()
 
-    assert await own_cluster.kubectl("exec", names[0], "--", "echo", "hello") == "hello\n"
+    assert await _said(own_cluster, "exec", names[0], "--", "echo", "hello") == "hello\n"
     assert _containers(await own_cluster.wait_for(names[0])) == _containers(before)
 
 
@@ -121,12 +123,22 @@ async def test_a_cluster_survives_kills_and_leaves_nothing_behind() -> None:
 
 async def _log(cluster: Cluster, pod: str) -> str:
     """What a pod has said, once it has said something."""
+    return await _said(cluster, "logs", pod)
 
-    async def has_spoken() -> bool:
-        return bool(await cluster.kubectl("logs", pod))
 
-    await until(has_spoken, timeout=60)
-    return await cluster.kubectl("logs", pod)
+async def _said(cluster: Cluster, *words: str) -> str:
+    """What kubectl says, once it says something: a kubelet that has just come back, or whose
+    containerd has, knows nothing for a moment.
+    """
+    told: list[str] = []
+
+    async def is_told() -> bool:
+        with contextlib.suppress(CommandFailed):
+            told[:] = [await cluster.kubectl(*words)]
+        return any(told)
+
+    await until(is_told, timeout=60)
+    return told[0]
 
 
 def _kill(folder: Path, *daemons: str) -> None:

@@ -66,4 +66,4 @@ async def test_a_pod_that_there_is_not_is_refused(services: NodeServices) -> Non
 
     assert failure.value.code == 4
     assert "there is no pod missing in namespace default" in failure.value.stderr
-    assert (await cluster.get("kyc"))["items"] == []
+    assert (await cluster.get("kybernatecheckpoints"))["items"] == []

@@ -68,7 +68,7 @@ async def test_all_of_it_runs_in_pods_and_goes_the_whole_cycle(
     for name in ("Deployment/kybernate-controller", "DaemonSet/kybernate-worker"):
         await start(own_cluster, adapted(own_cluster, objects[name], bare, nats=nats))
 
-    assert await nodes_by_port_forward(own_cluster) == [bare.node.name]
+    await until(lambda: nodes_by_port_forward(own_cluster), [bare.node.name].__eq__, every=0.5)
     shell = environment(own_cluster, NODE=bare.node.name)
     said = await run(SCRIPT, env=shell, timeout=200)
 
