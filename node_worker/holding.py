@@ -53,8 +53,9 @@ class Held:
     pids: tuple[int, ...]
     seen: Surroundings
 
-    def __init__(self, means: Means, part: Part) -> None:
+    def __init__(self, means: Means, part: Part, *, alone: bool) -> None:
         self.part = part
+        self._alone = alone
         self.tasks = Tasks(means.runtime, part.target)
 
     async def find(self) -> None:
@@ -64,6 +65,13 @@ class Held:
         """Those of its processes, by their numbers inside."""
         own = [process for process in processes if process.pid in self.pids]
         return numbered_inside(own, self.seen.processes)
+
+    def named(self, failure: Failure) -> Failure:
+        """With the container's name, where there are several."""
+        if self._alone:
+            return failure
+        message = f"container {self.part.name}: {failure.message}"
+        return msgspec.structs.replace(failure, message=message)
 
     def shares_pids(self) -> bool:
         """Kubelet says by no word of its own whether the container has process IDs for itself."""
@@ -82,7 +90,8 @@ class Holding:
         self._means = means
         self._job = job
         self._order = order
-        self.held = tuple(Held(means, part) for part in order.parts)
+        alone = len(order.parts) == 1
+        self.held = tuple(Held(means, part, alone=alone) for part in order.parts)
 
     @property
     def first_steps(self) -> tuple[Step[HeldNotes], ...]:
@@ -128,7 +137,7 @@ class Holding:
         for one in self.held:
             one.seen = await in_thread(self._means.look, one.pids)
             facts = self._facts(one)
-            found += self._named(one, preflight.obstacles(facts))
+            found += map(one.named, preflight.obstacles(facts))
             self.expected_bytes += preflight.memory_bytes(facts)
         free = await self._free_disk()
         refuse((*found, *preflight.lack_of_disk(self.expected_bytes, free)))
@@ -152,16 +161,6 @@ class Holding:
             gpu_bytes=obstacles.vram_bytes(on_gpu),
             gpu_pids=frozenset(process.pid for process in on_gpu),
         )
-
-    def _named(self, one: Held, found: Iterable[Failure]) -> Iterable[Failure]:
-        """With the container's name, where there are several."""
-        if len(self.held) == 1:
-            return found
-        name = one.part.name
-        return [
-            msgspec.structs.replace(failure, message=f"container {name}: {failure.message}")
-            for failure in found
-        ]
 
     async def _lock(self, notes: HeldNotes) -> None:
         if notes.gpu_pids:

@@ -81,7 +81,11 @@ class PartOnDisk:
             open_tcp=True,
             file_locks=True,
         )
-        await dump(self._runtime, self._held.part.target, options, grown=grown)
+        try:
+            await dump(self._runtime, self._held.part.target, options, grown=grown)
+        except Refused as error:
+            error.failure = self._held.named(error.failure)
+            raise
         await in_thread(_hold_still, pid)
 
     async def end_dump(self) -> None:

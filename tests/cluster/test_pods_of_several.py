@@ -19,7 +19,7 @@ mkdir -p /work; exec 3>>/work/$NAME
 if [ $NAME = counter ]; then
     sleep 9999 | nc -l -p 7000 &
 else
-    (sleep 1; sleep 9999 | nc 127.0.0.1 7000) &
+    (sleep 1; sleep 9999 | nc 127.0.0.1 7000 2>/dev/null) &
 fi
 i=0; while :; do i=$((i + 1)); echo Loop $i; echo $i >&3; sleep 0.2; done
 """

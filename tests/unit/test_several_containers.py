@@ -160,6 +160,7 @@ async def test_a_dump_that_fails_does_not_wait_for_the_others(
     await assert_sound(shop, wanted, committed=False)
     assert outcome.failure is not None
     assert outcome.failure.reason == reasons.CANNOT_BE_CHECKPOINTED
+    assert outcome.failure.message.startswith("container the-c1: ")
     assert ended == ["c1", "c2"]
 
 
