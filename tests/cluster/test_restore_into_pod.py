@@ -212,7 +212,7 @@ async def test_the_live_pods_volumes_limits_user_and_probes_hold(
 async def test_a_container_of_another_name_is_refused(pods: Pods, checkpoint: Path) -> None:
     told = await pods.refusal(await pods.make(checkpoint.name, container="other"))
 
-    assert "is of the container counter, not of other" in told
+    assert "is of counter, not of other" in told
 
 
 async def test_without_a_worker_ordinary_pods_start_and_others_wait_for_it(
