@@ -41,16 +41,20 @@ class Records:
         revision = await repaired(self._bus, lambda: self._table.create(action.id, action))
         return self._keep(Row(key=action.id, value=action, revision=revision)).value
 
+    def seen(self, action: str) -> Row[Action] | None:
+        """The record as this controller last saw it."""
+        return self._unfinished.get(action) or self._ended.get(action)
+
     async def at_hand(self, action: str) -> Row[Action] | None:
         """The record, perhaps as it was a moment ago."""
-        return self._kept(action) or await self.read(action)
+        return self.seen(action) or await self.read(action)
 
     async def read(self, action: str) -> Row[Action] | None:
         """The record as it is now."""
         row = await repaired(self._bus, lambda: self._table.get(action))
         if row is not None:
             return self._keep(row)
-        lost = self._kept(action)
+        lost = self.seen(action)
         return None if lost is None else await self._write_again(lost)
 
     async def write(self, row: Row[Action], action: Action) -> Row[Action]:
@@ -112,14 +116,11 @@ class Records:
         return row.value.ended and self._clock() - row.value.updated > ENDED_STORED_SECONDS
 
     def _learn(self, row: Row[Action]) -> None:
-        kept = self._kept(row.key)
+        kept = self.seen(row.key)
         if kept is None and row.value.ended:
             return
         if kept is None or row.revision > kept.revision:
             self._keep(row)
-
-    def _kept(self, action: str) -> Row[Action] | None:
-        return self._unfinished.get(action) or self._ended.get(action)
 
     def _keep(self, row: Row[Action]) -> Row[Action]:
         if row.value.ended:

@@ -59,15 +59,17 @@ class Service:
         self, request: Request, *, key: str | None = None, labels: dict[str, str] | None = None
     ) -> Action:
         """Record what is asked for and get it on its way. The same key again: the same action."""
+        if key is not None and (seen := self._records.seen(key)):
+            return _same(seen.value, request)
         action = key or str(uuid.uuid4())
-        if key is not None and (known := await self._records.at_hand(key)):
-            return _same(known.value, request)
-        node, order = await self._placed(action, request)
         try:
+            node, order = await self._placed(action, request)
             new = self._new(action, node, order, request.timeout, labels or {})
             return await self._engine.start(new)
-        except Conflict:
-            return _same(await self.action(action), request)
+        except (Refused, Conflict):  # perhaps because another controller was asked for it before
+            if (known := await self._records.at_hand(action)) is None:
+                raise
+            return _same(known.value, request)
 
     async def cancel(self, action: str) -> Action:
         _check_action(action)

@@ -120,14 +120,9 @@ class RestoreActor(StepActor[RestoreNotes]):
     # looking
 
     async def _resolve(self, _: RestoreNotes) -> RestoreNotes:
-        (self._folder, self._manifest), before, task = await asyncio.gather(
-            in_thread(self._opened), self._tasks.container(), self._tasks.found()
-        )
-        self._part = self._found_part()
-        self._files = self._folder / part_folder(self._part.name)
-        self._verification = Verification(self._folder, self._manifest, self._part.name)
+        now = tasks.together(self._tasks.container(), self._tasks.found())
+        before, task = (await tasks.together(self._open(), now))[1]
         self._has_task = task is not None
-        self._has_image = await self._image_is_there()
         if task is not None and task.status in ALIVE:
             raise Refused(
                 reasons.ALREADY_RUNNING,
@@ -141,6 +136,14 @@ class RestoreActor(StepActor[RestoreNotes]):
                 advice="Choose another name (--name), or delete that container.",
             )
         return RestoreNotes(before=before, snapshotter=self._part.container.snapshotter)
+
+    async def _open(self) -> None:
+        """Find the checkpoint, begin to verify it, and look for what it stands on."""
+        self._folder, self._manifest = await in_thread(self._opened)
+        self._part = self._found_part()
+        self._files = self._folder / part_folder(self._part.name)
+        self._verification = Verification(self._folder, self._manifest, self._part.name)
+        self._has_image = await self._image_is_there()
 
     def _opened(self) -> tuple[Path, Manifest]:
         folder = self._means.store.folder(self._order.checkpoint)

@@ -2,7 +2,8 @@
 
 The changes are what the snapshot's writable layer holds. Deleted files are in it as overlay
 whiteouts (character devices 0:0), replaced folders carry `trusted.overlay.opaque`; both are
-archived and brought back as they are, into the empty writable layer of a new snapshot.
+archived and brought back as they are, into the empty writable layer of a new snapshot. Where
+nothing was changed, the archive is an empty file and no tar runs.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from node_worker.containerd.port import Mount
 from schemas import reasons
 
 _UPPER: Final = "upperdir="
+_LOWER: Final = "lowerdir="
+_OVERLAYS_OWN: Final = "trusted.overlay."
 _CHANGES: Final = Subject(
     name="what the container changed in its root filesystem",
     reason=reasons.ROOTFS_FAILED,
@@ -45,14 +48,45 @@ def writable_layer(mounts: Sequence[Mount]) -> Path:
 
 async def capture(mounts: Sequence[Mount], archive: Path, *, timeout: float = TIMEOUT) -> int:
     """Archive the writable layer; the size of the archive. Nobody may write to it meanwhile."""
-    return await archives.pack(writable_layer(mounts), archive, _CHANGES, timeout=timeout)
+    layer = writable_layer(mounts)
+    if await asyncio.to_thread(_is_unchanged, layer, mounts):
+        await asyncio.to_thread(_note_unchanged, layer, archive)
+        return 0
+    return await archives.pack(layer, archive, _CHANGES, timeout=timeout)
 
 
 async def apply(mounts: Sequence[Mount], archive: Path, *, timeout: float = TIMEOUT) -> None:
     """Make the writable layer of an unused snapshot what the archive says, whatever it was."""
     layer = writable_layer(mounts)
     await asyncio.to_thread(_empty, layer)
-    await archives.unpack(archive, layer, _CHANGES, timeout=timeout)
+    kept = await asyncio.to_thread(archive.stat)
+    if kept.st_size:
+        await archives.unpack(archive, layer, _CHANGES, timeout=timeout)
+    else:
+        await asyncio.to_thread(os.utime, layer, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+
+
+def _is_unchanged(layer: Path, mounts: Sequence[Mount]) -> bool:
+    """Whether nothing lies in it, and it is itself like the folder that it lies over."""
+    options = (option for mount in mounts for option in mount.options)
+    lower = next((one.removeprefix(_LOWER) for one in options if one.startswith(_LOWER)), None)
+    if lower is None or any(layer.iterdir()):
+        return False
+    return _attributes(layer) == _attributes(Path(lower.partition(":")[0]))
+
+
+def _note_unchanged(layer: Path, archive: Path) -> None:
+    """By an empty file that has the times of the root folder."""
+    archive.touch(0o600)
+    times = layer.stat()
+    os.utime(archive, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _attributes(folder: Path) -> tuple[int, int, int, dict[str, bytes]]:
+    status = folder.stat()
+    names = (name for name in os.listxattr(folder) if not name.startswith(_OVERLAYS_OWN))
+    extended = {name: os.getxattr(folder, name) for name in names}
+    return status.st_mode, status.st_uid, status.st_gid, extended
 
 
 def _empty(folder: Path) -> None:

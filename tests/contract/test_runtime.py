@@ -134,6 +134,8 @@ async def dump(house: House, id: str, *, stop: bool) -> RestorePaths:
     await house.runtime.checkpoint(
         NAMESPACE, id, DumpOptions(image_path=images, work_path=work, exit=stop)
     )
+    if stop:
+        await house.runtime.wait_exit(NAMESPACE, id, timeout=30)
     return RestorePaths(image_path=images, work_path=work)
 
 

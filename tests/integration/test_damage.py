@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from kybernate.embedded.workload import NAMESPACE, SNAPSHOTTER
 from node_worker.containerd.port import Container, NotFound
+from node_worker.rootfs import writable_layer
 from schemas import reasons
 from schemas.requests import RestoreRequest
 from tests.support.counting import counting, counts_on, failure
@@ -46,6 +47,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 async def kept() -> AsyncIterator[Kept]:
     with tempfile.TemporaryDirectory(prefix="ky-", dir="/tmp") as place:
         async with whole_node(Path(place) / "node") as node, counting(node, CONTAINER):
+            before = await node.runtime.container(NAMESPACE, CONTAINER)
+            mounts = await node.runtime.mounts(NAMESPACE, SNAPSHOTTER, before.snapshot_key)
+            (writable_layer(mounts) / "changed").write_text("by the container")
             id = (await node.checkpoint(CONTAINER)).id
             folder, sealed = node.checkpoints / id, Path(place) / "sealed"
             shutil.copytree(folder, sealed)

@@ -21,6 +21,7 @@ from node_worker.ledger import Ledger
 from node_worker.orders import actor_of
 from node_worker.processes import Process
 from node_worker.reporter import JobListener
+from node_worker.rootfs import writable_layer
 from node_worker.settings import WorkerSettings
 from node_worker.surroundings import Surroundings
 from schemas.messages import Job
@@ -97,6 +98,12 @@ class Workshop:
             self.gpu.gpus = (facts(),)
             self.gpu.add(pid)
         return pid
+
+    async def change_root(self, id: str = "c1") -> None:
+        """Let the container write into its root filesystem."""
+        container = await self.runtime.container(NAMESPACE, id)
+        mounts = await self.runtime.mounts(NAMESPACE, SNAPSHOTTER, container.snapshot_key)
+        (writable_layer(mounts) / "changed").write_text("by the container")
 
     async def end(self, id: str = "c1") -> None:
         await self.runtime.kill(NAMESPACE, id, 9)

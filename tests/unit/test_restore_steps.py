@@ -270,7 +270,9 @@ async def test_the_image_is_missing(shop: Workshop) -> None:
 )
 async def test_a_damaged_checkpoint(shop: Workshop, file: str, step: str) -> None:
     """What is interpreted is refused before anything is made of it, memory before it is read."""
-    checkpoint = await checkpointed(shop)
+    await shop.start()
+    await shop.change_root()
+    checkpoint = await shop.checkpointed()
     before, ran = await Before(shop).read(), list(shop.runtime.ran)
     damaged = shop.store.folder(checkpoint) / "containers/c1" / file
     raw = bytearray(damaged.read_bytes())
