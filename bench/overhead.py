@@ -8,6 +8,7 @@ action, with hashes, manifest and verification. Both use the same options and th
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -27,6 +28,7 @@ from node_worker.containerd.client import connect
 CONTAINER = "bench"
 LEAST_ROUNDS = 20
 WARM_UP = 1
+SETTLE_SECONDS = 0.3
 HOLDER = """
 import os, sys, time
 held = bytearray(os.urandom(int(sys.argv[1])))
@@ -59,9 +61,11 @@ async def alternate(rounds: int, running: Running, bare: Bare, ours: ThroughKybe
         times = await timed(bare.checkpoint), await timed(bare.restore)
         await running.wait_for_more(3)
         await bare.clean()
+        await settled()
         went = await ours.checkpoint(), await ours.restore()
         await running.wait_for_more(3)
         await ours.clean()
+        await settled()
         if number >= WARM_UP:
             theirs.checkpoint.append(times[0])
             theirs.restore.append(times[1])
@@ -81,6 +85,12 @@ async def alternate(rounds: int, running: Running, bare: Bare, ours: ThroughKybe
             ),
         }
     )
+
+
+async def settled() -> None:
+    """What one side has written and removed must not burden the other."""
+    await asyncio.to_thread(os.sync)
+    await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:

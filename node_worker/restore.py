@@ -3,9 +3,8 @@
 resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, and every byte
 that is interpreted is right. prepare: a fresh root filesystem with the changes of the checkpoint,
 and the record that names it. create: containerd makes the task. start: runc and CRIU come as far
-as the gate, which opens when the memory and the changed files are verified as well; that runs
-beside all steps from resolve on. gpu: memory back on the GPU; this commits. settle: what the
-container had before is cleared away.
+as the gate, which opens when the memory is verified as well. gpu: memory back on the GPU; this
+commits. settle: what the container had before is cleared away.
 
 Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
 is the job's own, because containerd's clean-up after a failed restore can empty a snapshot.
@@ -213,9 +212,7 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _prepare(self, notes: RestoreNotes) -> None:
         """Snapshot and record at once."""
-        made = self._made_from(notes.before)
-        write = self._runtime.replace_container if notes.before else self._runtime.create_container
-        made_both = tasks.together(self._snapshot(), write(self._space, made))
+        made_both = tasks.together(self._snapshot(), self._write_record(notes.before))
         _, self._images = await tasks.together(made_both, in_thread(self._prepare_images))
 
     async def _snapshot(self) -> None:
@@ -228,6 +225,10 @@ class RestoreActor(StepActor[RestoreNotes]):
             {GC_ROOT_LABEL: self._job.id},
         )
         self._filling = asyncio.create_task(rootfs.apply(self._mounts, self._files / ROOTFS_FILE))
+
+    async def _write_record(self, before: Container | None) -> None:
+        write = self._runtime.replace_container if before else self._runtime.create_container
+        await write(self._space, self._made_from(before))
 
     def _prepare_images(self) -> Path:
         """The images; a changed copy of them where CRIU could not restore them well."""
@@ -324,7 +325,7 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _started(self) -> int:
         """The pid, once CRIU has passed the gate and brought the processes back."""
-        memory = self._verifying.memory
+        memory = self._verifying.begin_memory()
         with gate.gate_in(self._work) as way:
             starting = asyncio.create_task(self._runtime.start_task(self._space, self._id))
             try:

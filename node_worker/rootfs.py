@@ -58,12 +58,8 @@ async def capture(mounts: Sequence[Mount], archive: Path, *, timeout: float = TI
 async def apply(mounts: Sequence[Mount], archive: Path, *, timeout: float = TIMEOUT) -> None:
     """Make the writable layer of an unused snapshot what the archive says, whatever it was."""
     layer = writable_layer(mounts)
-    await asyncio.to_thread(_empty, layer)
-    kept = await asyncio.to_thread(archive.stat)
-    if kept.st_size:
+    if not await asyncio.to_thread(_made_unchanged, layer, archive):
         await archives.unpack(archive, layer, _CHANGES, timeout=timeout)
-    else:
-        await asyncio.to_thread(os.utime, layer, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
 
 def _is_unchanged(layer: Path, mounts: Sequence[Mount]) -> bool:
@@ -80,6 +76,15 @@ def _note_unchanged(layer: Path, archive: Path) -> None:
     archive.touch(0o600)
     times = layer.stat()
     os.utime(archive, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _made_unchanged(layer: Path, archive: Path) -> bool:
+    """Empty it; whether that is all that the archive says."""
+    _empty(layer)
+    kept = archive.stat()
+    if not kept.st_size:
+        os.utime(layer, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    return not kept.st_size
 
 
 def _attributes(folder: Path) -> tuple[int, int, int, dict[str, bytes]]:

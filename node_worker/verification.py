@@ -16,25 +16,29 @@ from schemas.manifest import Manifest, part_folder
 
 
 class Verification:
-    """Begins at once; each part is a task that ends well, or with what is wrong."""
+    """Each part is a task that ends well, or with what is wrong."""
 
     def __init__(self, folder: Path, manifest: Manifest, part: str) -> None:
-        """Of what a restore of this container reads."""
+        """Of what a restore of this container reads; begins at once with what is interpreted."""
         self._folder = folder
         self._manifest = manifest
         self._own = f"{part_folder(part)}/"
         self.interpreted = asyncio.create_task(self._verify(lambda path: not is_memory(path)))
-        self.memory = asyncio.create_task(self._verify_memory())
+        self._parts = [self.interpreted]
+
+    def begin_memory(self) -> "asyncio.Task[None]":
+        """When CRIU is about to start: earlier it would only take the processor from the steps
+        that are waited for one after the other.
+        """
+        memory = asyncio.create_task(self._verify(is_memory))
+        self._parts.append(memory)
+        return memory
 
     async def end(self) -> None:
         """Return when nothing reads the folder any more."""
-        for part in (self.memory, self.interpreted):
+        for part in self._parts:
             await tasks.end(part)
             part.cancelled() or part.exception()  # whoever waited for it was told
-
-    async def _verify_memory(self) -> None:
-        await asyncio.wait({self.interpreted})
-        await self._verify(is_memory)
 
     async def _verify(self, only: Callable[[str], bool]) -> None:
         await in_thread(
