@@ -221,8 +221,8 @@ async def test_a_container_of_another_user_goes_on_where_containerd_may_see_to_i
 ) -> None:
     security = {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002}
     volumes = [{"name": "work", "emptyDir": {}}]
-    pod = bare(pods, f"exec 3>>/work/log; {COUNT}", securityContext=security, volumes=volumes)
-    pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "work", "mountPath": "/work"}]
+    pod = bare(pods, f"exec 3>>/shared/log; {COUNT}", securityContext=security, volumes=volumes)
+    pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "work", "mountPath": "/shared"}]
     first = await pods.apply(pod)
     await pods.counted(first)
 
@@ -233,7 +233,10 @@ async def test_a_container_of_another_user_goes_on_where_containerd_may_see_to_i
         return
     second = await pods.restore(await pods.checkpoint(first))
     assert (await pods.counted(second))[0] > 1
-    assert (await said(pods, second, "id -u; id -g; ls -ldn /work")).split()[:2] == ["1000", "1001"]
+    assert (await said(pods, second, "id -u; id -g; ls -ldn /shared")).split()[:2] == [
+        "1000",
+        "1001",
+    ]
 
 
 async def said(pods: Resources, pod: str, script: str) -> str:

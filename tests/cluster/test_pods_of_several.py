@@ -15,7 +15,7 @@ from tests.support.resuming import TIMEOUT, Resources
 
 NAMES = ("counter", "beside")
 COUNT = """
-mkdir -p /work; exec 3>>/work/$NAME
+mkdir -p /shared; exec 3>>/shared/$NAME
 if [ $NAME = counter ]; then
     sleep 9999 | nc -l -p 7000 &
 else
@@ -23,8 +23,8 @@ else
 fi
 i=0; while :; do i=$((i + 1)); echo Loop $i; echo $i >&3; sleep 0.2; done
 """
-FIRST = "echo once >>/work/first"
-WORK = [{"name": "work", "mountPath": "/work"}]
+FIRST = "echo once >>/shared/first"
+WORK = [{"name": "work", "mountPath": "/shared"}]
 
 
 def pod_of_two(services: NodeServices, *, sharing: bool = True) -> dict[str, Any]:
@@ -59,7 +59,7 @@ async def pods(operated: NodeServices) -> AsyncIterator[Resources]:
 
 async def written(pods: Resources, pod: str, container: str, of: str) -> list[int]:
     """What one container has written into the volume that both share, as the other sees it."""
-    text = await pods.cluster.kubectl("exec", pod, "-c", container, "--", "cat", f"/work/{of}")
+    text = await pods.cluster.kubectl("exec", pod, "-c", container, "--", "cat", f"/shared/{of}")
     return [int(line) for line in text.split()]
 
 
@@ -78,7 +78,7 @@ async def test_both_go_on_and_one_that_crashes_starts_by_itself(pods: Resources)
         assert (await pods.counted(new, container=one))[0] > 5
         numbers = await written(pods, new, one, other)
         assert numbers == list(range(1, len(numbers) + 1)), "its open file went on"
-    first = await pods.cluster.kubectl("exec", new, "-c", NAMES[0], "--", "cat", "/work/first")
+    first = await pods.cluster.kubectl("exec", new, "-c", NAMES[0], "--", "cat", "/shared/first")
     assert first == "once\n", "what the new pod's init container wrote made way"
 
     os.kill(await pods.services.pid(new, "beside"), signal.SIGKILL)

@@ -14,11 +14,11 @@ from tests.support.node_services import NodeServices
 from tests.support.resuming import TIMEOUT, Resources
 
 COUNT = """
-exec 3>>/work/log 4>>/dev/shm/log
+exec 3>>/shared/log 4>>/dev/shm/log
 i=0; while :; do i=$((i + 1)); echo Loop $i; echo $i >&3; echo $i >&4; sleep 0.2; done
 """
 FILL = """
-cd /work && rm -r by-init folder
+cd /shared && rm -r by-init folder
 mkdir -m 2750 folder && echo text >folder/file && chmod 4711 folder/file && chown 7:8 folder/file
 ln folder/file hard && ln -s /etc/passwd link && mkfifo -m 620 fifo && mknod device c 1 3
 dd if=/dev/zero of=sparse bs=1 count=1 seek=20M 2>/dev/null
@@ -27,12 +27,12 @@ dd if=/dev/urandom of=/memory/random bs=64k count=40 2>/dev/null
 echo shared >/dev/shm/shared
 """
 LOOK = """
-for each in /work /memory /part /dev/shm; do
+for each in /shared /memory /part /dev/shm; do
     cd $each && find . ! -name log | sort | while read -r one; do
         stat -c '%N %a %u:%g %h %s' "$one"; [ ! -f "$one" ] || md5sum "$one"
     done
 done
-du -k /work/sparse | cut -f1
+du -k /shared/sparse | cut -f1
 """
 VOLUMES = [
     {"name": "work", "emptyDir": {}},
@@ -40,7 +40,7 @@ VOLUMES = [
     {"name": "other", "emptyDir": {}},
 ]
 MOUNTS = [
-    {"name": "work", "mountPath": "/work"},
+    {"name": "work", "mountPath": "/shared"},
     {"name": "work", "mountPath": "/part", "subPath": "some/part"},
     {"name": "memory", "mountPath": "/memory"},
 ]
@@ -60,7 +60,7 @@ def pod_with_volumes(services: NodeServices, source: str = "", **more: str) -> d
     first = {
         "name": "first",
         "image": IMAGE,
-        "command": ["sh", "-c", "mkdir /work/folder; echo init >/work/by-init"],
+        "command": ["sh", "-c", "mkdir /shared/folder; echo init >/shared/by-init"],
         "volumeMounts": [MOUNTS[0], OTHER],
     }
     pod["spec"] |= {"volumes": VOLUMES, "initContainers": [first]}
@@ -99,10 +99,10 @@ async def test_contents_come_along_and_open_files_go_on(
     assert await _is_in_a_row(pods, name)
     assert int(looked.splitlines()[-1]) < 1024, "the hole came along as one"
 
-    await pods.cluster.kubectl("exec", name, "--", "sh", "-c", "echo live >/work/live")
+    await pods.cluster.kubectl("exec", name, "--", "sh", "-c", "echo live >/shared/live")
     await _crash(pods, name)
     assert (await pods.counted(name))[0] == 1, "it has started from its image"
-    assert await pods.cluster.kubectl("exec", name, "--", "cat", "/work/live") == "live\n"
+    assert await pods.cluster.kubectl("exec", name, "--", "cat", "/shared/live") == "live\n"
     assert not await _is_in_a_row(pods, name)
 
 
@@ -112,7 +112,7 @@ async def test_a_container_that_goes_back_to_the_checkpoint_takes_its_contents_b
     checkpoint, looked = filled
     name = await pods.apply(pod_with_volumes(pods.services, checkpoint, restart="checkpoint"))
     await pods.counted(name)
-    await pods.cluster.kubectl("exec", name, "--", "sh", "-c", "echo live >/work/live")
+    await pods.cluster.kubectl("exec", name, "--", "sh", "-c", "echo live >/shared/live")
 
     await _crash(pods, name)
 
@@ -187,7 +187,7 @@ async def _is_in_a_row(pods: Resources, pod: str) -> bool:
     """Whether the files that the container has open hold every number that it has counted."""
     files = [
         list(map(int, (await pods.cluster.kubectl("exec", pod, "--", "cat", file)).split()))
-        for file in ("/work/log", "/dev/shm/log")
+        for file in ("/shared/log", "/dev/shm/log")
     ]
     return all(numbers == list(range(1, len(numbers) + 1)) for numbers in files)
 
