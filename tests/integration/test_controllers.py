@@ -162,6 +162,7 @@ async def test_unfinished_actions_converge_after_a_wipe(
             return done and entries >= {before.id, *wanted}
 
         await until(converged, bool, every=0.2)
+        await known_node(three)  # of a wiped bucket it is known again with its next heartbeat
         assert (await three.ended((await three.request(ASK)).id)).state is ActionState.COMPLETED
 
 
