@@ -36,3 +36,14 @@ async def test_its_port_is_free_when_it_is_gone(tmp_path: Path) -> None:
         await daemon.stop(signal.SIGKILL)
 
     socket.create_server(("127.0.0.1", port)).close()
+
+
+async def test_one_that_turns_into_another_program_runs_all_the_while(tmp_path: Path) -> None:
+    chain = ("env", "nice", "env", "sh", "-c", "exec sleep 60")
+    for number in range(20):
+        daemon = Daemon(name=f"chain-{number}", home=tmp_path, command=chain)
+        daemon.start()
+        pid = int((tmp_path / f"{daemon.name}.pid").read_text())
+        while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"):
+            assert daemon.pid == pid
+        await daemon.stop(signal.SIGKILL)

@@ -23,7 +23,8 @@ STOP_TIMEOUT = 10.0
 FLAGS = 5
 """Of /proc/PID/stat, counted from behind the state."""
 EXITING = 0x4
-"""The kernel's PF_EXITING."""
+KERNELS_OWN = 0x200000
+"""The kernel's PF_EXITING and PF_KTHREAD."""
 LAUNCH = 'log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!'
 """The shell ends at once, so whoever reaps orphans reaps the daemon, and `$!` is its pid."""
 
@@ -72,6 +73,8 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except ProcessLookupError:  # its memory is gone
             return False
+        if environment == [b""]:  # for a moment, when it turns into another program
+            return not _flags(pid) & (EXITING | KERNELS_OWN)
         return all(f"{name}={value}".encode() in environment for name, value in self._marks())
 
     async def _gone_after(self, how: signal.Signals) -> None:
@@ -98,6 +101,14 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
 def _is_ending(pid: int) -> bool:
     """Its memory is gone, and with it the environment; its sockets may still be there."""
     process = Path(f"/proc/{pid}")
-    state, *rest = (process / "stat").read_text().rpartition(")")[2].split()
-    alone = len(list((process / "task").iterdir())) == 1
-    return bool(int(rest[FLAGS]) & EXITING) and not (state == "Z" and alone)
+    is_zombie = _status(pid)[0] == "Z" and len(list((process / "task").iterdir())) == 1
+    return bool(_flags(pid) & EXITING) and not is_zombie
+
+
+def _flags(pid: int) -> int:
+    return int(_status(pid)[1 + FLAGS])
+
+
+def _status(pid: int) -> list[str]:
+    """From the state on: before it stands a name that can be anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
