@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from node_worker.gpu import group, host
-from node_worker.gpu.port import GpuBusy, GpuFailed, GpuState, NotCuda, ProcessGone
+from node_worker.gpu.port import GpuBusy, GpuFailed, GpuHung, GpuState, NotCuda, ProcessGone
 from tests.support.gpu_worlds import RealWorld, SimulatedWorld, opened, until
 
 NO_GPU = "NO GPU HERE: the contract with the real CUDA driver is not shown on this machine"
@@ -151,6 +151,24 @@ async def test_states_outlive_the_helper(world: SimulatedWorld) -> None:
     assert await gpu.state(work.pid) is GpuState.CHECKPOINTED
     assert gpu.helper_pid not in {None, killed}
     await group.release_all(gpu, [work.pid])
+    await work.counts_on()
+
+
+async def test_a_helper_that_does_not_answer_is_killed_and_nothing_stays_locked(
+    world: SimulatedWorld,
+) -> None:
+    gpu, work = world.gpu, await world.workload()
+    await gpu.lock(work.pid, 30)
+    stuck = gpu.helper_pid
+    assert stuck
+    os.kill(stuck, signal.SIGSTOP)
+
+    with pytest.raises(GpuHung):
+        await gpu.checkpoint(work.pid, timeout=1.0)
+
+    assert not Path(f"/proc/{stuck}").exists()
+    await group.release_all(gpu, [work.pid])
+    assert await gpu.state(work.pid) is GpuState.RUNNING
     await work.counts_on()
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kybernate.embedded.counting import gpu_counter
@@ -26,6 +27,7 @@ pytestmark = [
     ),
 ]
 NAME = "kind"
+REQUEST = CheckpointRequest(container=NAME, namespace=NAMESPACE)
 INSIDE = "/zoo.py"
 FOUND_BY = ("PATH", "LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")
 FOUND_IN = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"))
@@ -71,8 +73,23 @@ def progress(running: Running, folder: str = "/tmp") -> tuple[int, str]:
 
 
 async def counts(running: Running, folder: str = "/tmp", *, above: int = 0) -> tuple[int, str]:
-    await until(lambda: progress(running, folder)[0] > above, f"{folder} counts")
+    def done() -> bool:
+        return progress(running, folder)[0] > above or not Path(f"/proc/{running.pid}").exists()
+
+    await until(done, f"{folder} counts, or has ended")
+    assert progress(running, folder)[0] > above, running.output()
     return progress(running, folder)
+
+
+async def refused(node: Node, running: Running, request: CheckpointRequest) -> str:
+    """The reason; it counts on as if nothing had been asked."""
+    before = progress(running)
+    action = await node.ended(request)
+    assert action.state is ActionState.FAILED
+    assert action.failure
+    assert await counts(running, above=progress(running)[0]) > before
+    assert progress(running)[1] == before[1]
+    return action.failure.reason
 
 
 async def round_trip(node: Node, running: Running, request: CheckpointRequest) -> Running:
@@ -84,15 +101,45 @@ async def round_trip(node: Node, running: Running, request: CheckpointRequest) -
     return node.workloads.running(NAME, back.pid)
 
 
-@pytest.mark.parametrize("kind", sorted(cuda_zoo.KINDS.keys() - {"managed", "parent"}))
+@pytest.mark.parametrize("kind", sorted(cuda_zoo.ORDINARY))
 async def test_comes_back(node: Node, kind: str) -> None:
     running = await started(node, INSIDE, "/tmp", kind)
     loop, digest = await counts(running)
 
-    again = await round_trip(node, running, CheckpointRequest(container=NAME, namespace=NAMESPACE))
+    again = await round_trip(node, running, REQUEST)
 
     assert progress(again)[0] >= loop
     assert (await counts(again, above=progress(again)[0]))[1] == digest
+
+
+async def test_managed_memory_is_refused(node: Node) -> None:
+    running = await started(node, INSIDE, "/tmp", "managed")
+    await counts(running)
+
+    reason = await refused(node, running, REQUEST)
+
+    assert reason == reasons.GPU_UNSUPPORTED
+
+
+async def test_memory_that_two_processes_share_is_refused(node: Node) -> None:
+    running = await started(node, INSIDE, "/tmp", "shared")
+    await counts(running)
+
+    reason = await refused(node, running, REQUEST)
+
+    assert reason == reasons.GPU_SHARED_MEMORY
+
+
+async def test_a_kernel_that_runs_too_long_is_left_alone(node: Node) -> None:
+    running = await started(node, INSIDE, "/tmp", "busy")
+    loop, _ = await counts(running)
+    kernel = Path(f"/proc/{running.pid}/root/tmp/kernel")
+    await until(lambda: int(kernel.read_text() or 0) > loop, "the next kernel runs")
+
+    reason = await refused(node, running, msgspec.structs.replace(REQUEST, timeout=2.0))
+
+    assert reason == reasons.GPU_BUSY
+    assert progress(running)[0] == loop + 1
 
 
 async def test_several_processes_come_back_when_the_order_says_that_they_share_nothing(
@@ -100,17 +147,16 @@ async def test_several_processes_come_back_when_the_order_says_that_they_share_n
 ) -> None:
     running = await started(node, "-c", BOTH)
     before = {kind: await counts(running, f"/tmp/{kind}") for kind in PAIR}
-    request = CheckpointRequest(container=NAME, namespace=NAMESPACE)
 
-    refused = await node.ended(request)
-    assert refused.state is ActionState.FAILED
-    assert refused.failure
-    assert refused.failure.reason == reasons.GPU_SHARED_MEMORY
+    action = await node.ended(REQUEST)
+    assert action.state is ActionState.FAILED
+    assert action.failure
+    assert action.failure.reason == reasons.GPU_SHARED_MEMORY
     for kind in PAIR:
         await counts(running, f"/tmp/{kind}", above=progress(running, f"/tmp/{kind}")[0])
 
-    order = CheckpointRequest(container=NAME, namespace=NAMESPACE, independent_gpu_processes=True)
-    again = await round_trip(node, running, order)
+    independent = msgspec.structs.replace(REQUEST, independent_gpu_processes=True)
+    again = await round_trip(node, running, independent)
     for kind, (loop, digest) in before.items():
         there = progress(again, f"/tmp/{kind}")[0]
         assert there >= loop

@@ -1,5 +1,7 @@
 """What the real driver brings back, and what the preflight must see beforehand."""
 
+import asyncio
+import logging
 import os
 import signal
 import time
@@ -12,9 +14,10 @@ from node_worker.gpu import evidence, group, host
 from node_worker.gpu.obstacles import MANAGED_ALLOWANCE, checkpoint_obstacles
 from node_worker.gpu.pairing import pair
 from node_worker.gpu.port import GpuState
-from tests.support.cuda_zoo import KINDS
+from tests.support.cuda_zoo import ORDINARY
 from tests.support.gpu_worlds import RealWorld, Workload, opened
 
+log = logging.getLogger(__name__)
 SEVERAL = 2
 
 pytestmark = [
@@ -44,7 +47,7 @@ async def round_trip(world: RealWorld, work: Workload, pairs: dict[str, str] | N
     assert work.progress()[1] == digest
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"managed", "parent"}))
+@pytest.mark.parametrize("kind", sorted(ORDINARY))
 async def test_comes_back(world: RealWorld, kind: str) -> None:
     work = await world.run("cuda_zoo.py", kind)
     found = await evidence.gather(world.gpu, [work.pid])
@@ -75,6 +78,31 @@ async def test_managed_memory_is_seen_before_anything_is_touched(world: RealWorl
     assert checkpoint_obstacles(found, independent=False)
     assert await world.gpu.state(work.pid) is GpuState.RUNNING
     await work.counts_on()
+
+
+@pytest.mark.parametrize(("step", "after"), [("checkpoint", 0.4), ("restore", 0.15)])
+async def test_a_helper_that_is_killed_in_the_middle_of_a_call(
+    world: RealWorld, step: str, after: float
+) -> None:
+    work = await world.run("cuda_workload.py", str(2 << 30))
+    _, digest = work.progress()
+    await group.lock_all(world.gpu, [work.pid], deadline=time.time() + 60)
+    if step == "restore":
+        await group.checkpoint_all(world.gpu, [work.pid])
+    killed = world.gpu.helper_pid
+    assert killed
+
+    moving = asyncio.create_task(getattr(world.gpu, step)(work.pid))
+    await asyncio.sleep(after)
+    assert not moving.done()
+    os.kill(killed, signal.SIGKILL)
+    outcome = (await asyncio.gather(moving, return_exceptions=True))[0]
+    log.warning("the %s: %r; the process is %s", step, outcome, await world.gpu.state(work.pid))
+
+    await group.release_all(world.gpu, [work.pid])
+    assert world.gpu.helper_pid != killed
+    await work.counts_on()
+    assert work.progress()[1] == digest
 
 
 async def test_moves_to_another_gpu_and_back(world: RealWorld) -> None:

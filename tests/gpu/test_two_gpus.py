@@ -11,8 +11,9 @@ import pytest
 from kybernate.embedded.counting import counted, gpu_counter
 from node_worker.gpu import host, vram
 from node_worker.gpu.helper import CUDA_DRIVER
+from tests.support.gpu_kinds import Gpus
 from tests.support.node import NODE, Node, whole_node
-from tests.support.two_nodes import FIRST, PATIENCE, SECOND, Gpus, Traveller, two_nodes
+from tests.support.two_nodes import FIRST, PATIENCE, SECOND, Traveller, two_nodes
 
 NEEDED = 2
 UUIDS = host.gpu_uuids()

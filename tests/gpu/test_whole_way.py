@@ -1,5 +1,6 @@
 """A container with PyTorch in it goes the whole way of the product on a real NVIDIA GPU."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 
 from kybernate.embedded.counting import Counted, counted, gpu_counter, problem_with
 from kybernate.embedded.workload import NAMESPACE, Running
-from node_worker.gpu import host, vram
+from node_worker.gpu import host, hugepages, vram
 from schemas import reasons
 from schemas.actions import ActionState
 from schemas.orders import Place
-from schemas.requests import CheckpointRequest
-from tests.support.node import Node, whole_node
+from schemas.requests import CheckpointRequest, RestoreRequest
+from tests.support.mounts import mounted
+from tests.support.node import NODE, Node, whole_node
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,6 +85,43 @@ async def test_runs_on_as_if_nothing_had_happened(node: Node) -> None:
     await went_on(running, counted(running.lines()))
 
 
+async def test_huge_pages_are_on_while_memory_moves_and_then_as_before(node: Node) -> None:
+    running = await counting(node, 2)
+    before = hugepages.setting()
+    seen: set[str] = set()
+
+    checkpointing = asyncio.create_task(node.checkpoint(NAME, leave_running=True))
+    while not checkpointing.done():
+        seen.add(hugepages.setting())
+        await asyncio.sleep(0.01)
+    await checkpointing
+
+    assert hugepages.WANTED in seen
+    assert hugepages.setting() == before
+    await went_on(running, counted(running.lines()))
+
+
+async def test_the_node_tells_of_its_gpus_and_one_that_it_has_not_is_refused(node: Node) -> None:
+    gpus = (await node.client.node(NODE)).gpus
+    assert {gpu.uuid for gpu in gpus} == set(host.gpu_uuids())
+    assert {gpu.driver for gpu in gpus} == {host.driver_version()}
+    assert all("NVIDIA" in gpu.model and gpu.memory_bytes > 1 << 30 for gpu in gpus)
+    running = await counting(node, 2)
+    checkpoint = await node.checkpoint(NAME)
+    await running.kill()
+    elsewhere = {gpus[0].uuid: "GPU-ffffffff-ffff-4fff-8fff-ffffffffffff"}
+
+    action = await node.ended(RestoreRequest(checkpoint=checkpoint.id, gpu_map=elsewhere))
+
+    assert action.state is ActionState.FAILED
+    assert action.failure
+    assert action.failure.reason == reasons.GPU_MISFIT
+    assert gpu_bytes() == 0
+    stood = counted(running.lines())
+    back = await node.restore(checkpoint.id)
+    await went_on(node.workloads.running(NAME, back.pid), stood)
+
+
 @pytest.mark.parametrize(
     "gib",
     [
@@ -123,3 +162,18 @@ async def test_memory_that_does_not_fit_below_the_limit_is_refused(node: Node) -
     assert action.failure
     assert action.failure.reason == reasons.NOT_ENOUGH_MEMORY
     await went_on(running, counted(running.lines()))
+
+
+async def test_memory_that_does_not_fit_on_the_disk_is_refused(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(mode=0o700)
+    with mounted(checkpoints, "-t", "tmpfs", "-o", "size=1g", "tmpfs"):
+        async with whole_node(folder) as node:
+            running = await counting(node, 2)
+
+            action = await node.ended(CheckpointRequest(container=NAME, namespace=NAMESPACE))
+
+            assert action.state is ActionState.FAILED
+            assert action.failure
+            assert action.failure.reason == reasons.NOT_ENOUGH_DISK
+            await went_on(running, counted(running.lines()))

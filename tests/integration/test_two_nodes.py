@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from tests.support import simulated_gpu
+from tests.support.gpu_kinds import Gpus
 from tests.support.simulated_container import digests, simulated_counter
 from tests.support.simulated_gpu import SimulatedGpus, gpu
-from tests.support.two_nodes import FIRST, SECOND, Gpus, Traveller, two_nodes
+from tests.support.two_nodes import FIRST, SECOND, Traveller, two_nodes
 
 SIZE = 300_000
 A, B = gpu(0).uuid, gpu(1).uuid

@@ -25,6 +25,7 @@ from schemas.messages import TERMINAL_EVENTS, EventKind, Job, JobEvent
 from schemas.names import job_subject
 from schemas.orders import CheckpointOrder, Order, Target, only_part, verb
 from tests.support.crashing_worker import CrashingWorkers, Fate, crashing_workers
+from tests.support.gpu_kinds import Gpus
 
 NODE = "crashing"
 CONTAINER, BESIDE = "counter", "beside"
@@ -66,30 +67,38 @@ class House:
 
     async def dies(self, order: Order, fate: Fate) -> JobEvent:
         """The worker dies as it is told while it does the order; what the next one reports."""
+        return await self.ended_by_the_next(await self.dead(order, fate))
+
+    async def dead(self, order: Order, fate: Fate) -> Job:
+        """The order's job, in which the worker has died as it was told; no other runs yet."""
         await self.workers.start(fate)
         job = await self.publish(order)
         assert await self.workers.ended() == KILLED
-        return await self._ended_by_the_next(job)
+        return job
 
-    async def done(self, order: Order) -> JobEvent:
-        """The order done by a worker that does not die."""
-        return await self._ended_by_the_next(await self.publish(order))
+    async def done(self, *orders: Order) -> JobEvent:
+        """The orders done by a worker that does not die; how the last of them ended."""
+        return await self.ended_by_the_next(*[await self.publish(order) for order in orders])
 
-    async def _ended_by_the_next(self, job: Job) -> JobEvent:
+    async def ended_by_the_next(self, *jobs: Job) -> JobEvent:
         await self.workers.start(Fate())
-        event = await self.last_event(job)
+        event = await self.last_event(*jobs)
         await self.workers.stop()
         return event
 
-    async def last_event(self, job: Job) -> JobEvent:
-        queue = self.bus.events()
+    async def last_event(self, *jobs: Job) -> JobEvent:
+        """How the last of the jobs to end has ended; all before it completed."""
+        queue, left = self.bus.events(), {job.action for job in jobs}
         async with asyncio.timeout(60):
             while True:
                 for delivery in await queue.fetch(100, wait=1.0):
                     await delivery.ack()
                     event = decode(delivery.data, JobEvent)
-                    if event.action == job.action and event.kind in TERMINAL_EVENTS:
-                        return event
+                    if event.action in left and event.kind in TERMINAL_EVENTS:
+                        left.discard(event.action)
+                        if not left:
+                            return event
+                        assert event.kind is EventKind.COMPLETED, event.failure
 
     # the container
 
@@ -145,9 +154,11 @@ def checkpoint_order(*, leave_running: bool) -> CheckpointOrder:
 
 
 @asynccontextmanager
-async def crash_house() -> AsyncIterator[House]:
+async def crash_house(gpus: Gpus | None = None) -> AsyncIterator[House]:
+    """With these GPUs, or with none."""
     folder = Path(tempfile.mkdtemp(prefix="ky-", dir="/tmp"))
     settings = WorkerSettings(node=NODE, state=folder / "worker")
+    gpus = gpus or Gpus(driver="", argument="")
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         nats = await stack.enter_async_context(nats_server(folder / "nats"))
@@ -160,7 +171,10 @@ async def crash_house() -> AsyncIterator[House]:
         await bus.ensure_topology()
         await bus.ensure_queue(NODE)
         workers = await stack.enter_async_context(
-            crashing_workers(NODE, settings.state, daemon.socket, nats.url, folder / "worker.log")
+            crashing_workers(
+                (NODE, settings.state, daemon.socket, nats.url, gpus.driver, gpus.argument),
+                folder / "worker.log",
+            )
         )
         workloads = Workloads(daemon, runtime)
         stack.push_async_callback(workloads.clear)

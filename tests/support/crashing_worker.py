@@ -1,8 +1,9 @@
 """Workers that are killed at a chosen point, one after the other, quickly.
 
-`python -m tests.support.crashing_worker NODE STATE CONTAINERD NATS` imports everything once and
-then forks a worker for every line that it reads: where the worker shall fail, and where it shall
-kill itself. For each it prints the pid, then how it ended. It ends at the end of its input.
+`python -m tests.support.crashing_worker NODE STATE CONTAINERD NATS DRIVER ARGUMENT` imports all
+once and then forks a worker for every line that it reads: where the worker shall fail, and where it
+shall kill itself. For each it prints the pid, then how it ended. It ends at the end of its input.
+DRIVER and ARGUMENT are those of the GPUs; an empty DRIVER stands for a node without any.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,9 @@ from kybernate.bus.nats import connect
 from node_worker import alone, app
 from node_worker.containerd import client as containerd
 from node_worker.executor import Point
+from node_worker.gpu.client import open_gpu
+from node_worker.gpu.helper import HelperSettings
+from node_worker.gpu.port import Gpu
 from node_worker.settings import WorkerSettings
 from tests.support.fake_gpu import FakeGpu
 
@@ -52,8 +57,21 @@ async def _work(settings: WorkerSettings, fate: Fate) -> None:
         containerd.connect(settings.containerd) as runtime,
     ):
         with alone.alone_in(settings.lock):
-            async with app.working(settings, bus, runtime, FakeGpu(), observer=fate.observe):
+            async with (
+                _gpus(settings) as gpu,
+                app.working(settings, bus, runtime, gpu, observer=fate.observe),
+            ):
                 await asyncio.Event().wait()
+
+
+def _gpus(settings: WorkerSettings) -> AbstractAsyncContextManager[Gpu]:
+    if not settings.gpu_driver:
+        return nullcontext(FakeGpu())
+    return open_gpu(
+        HelperSettings(
+            state=settings.state, driver=settings.gpu_driver, argument=settings.gpu_argument
+        )
+    )
 
 
 def _fork(settings: WorkerSettings, fate: Fate) -> int:
@@ -67,13 +85,15 @@ def _fork(settings: WorkerSettings, fate: Fate) -> int:
 
 
 def main() -> None:
-    node, state, socket, url = sys.argv[1:]
+    node, state, socket, url, driver, argument = sys.argv[1:]
     alone.LISTEN_SECONDS = 0.01  # type: ignore[misc] # the name is nobody else's, and time is short
     settings = WorkerSettings(
         node=node,
         state=Path(state),
         containerd=Path(socket),
         bus=BusSettings(servers=(url,), ack_wait=5.0),
+        gpu_driver=driver,
+        gpu_argument=argument,
     )
     for line in sys.stdin:
         pid = _fork(settings, msgspec.json.decode(line, type=Fate))
@@ -127,12 +147,13 @@ class CrashingWorkers:
 
 @contextlib.asynccontextmanager
 async def crashing_workers(
-    node: str, state: Path, socket: Path, url: str, log: Path
+    arguments: Sequence[str | Path], log: Path
 ) -> AsyncIterator[CrashingWorkers]:
-    arguments = ("-m", "tests.support.crashing_worker", node, str(state), str(socket), url)
+    """With the arguments of `python -m tests.support.crashing_worker`."""
+    command = ("-m", "tests.support.crashing_worker", *map(str, arguments))
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdin=PIPE, stdout=PIPE, stderr=output, cwd=ROOT
+            sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=output, cwd=ROOT
         )
     workers = CrashingWorkers(process)
     try:

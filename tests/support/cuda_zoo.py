@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ Step = Callable[[int], bytes]
 """Does the work of the loop with that number; the data whose digest must not change."""
 
 WORDS = 1 << 22
+CYCLES_PER_SECOND = 1_700_000_000
+BUSY_SECONDS = 8
 
 
 def pinned() -> Step:
@@ -158,10 +161,66 @@ def managed() -> Step:
     return step
 
 
+def shared() -> Step:
+    """Memory that a second process has as well, over CUDA IPC; it says so in FOLDER/seen."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    size = 1 << 20
+    address = runtime.malloc(size)
+    runtime.memset(address, 7, size)
+    runtime.deviceSynchronize()
+    handle = runtime.ipcGetMemHandle(address)
+    seen = Path(sys.argv[1]) / "seen"
+    subprocess.Popen([sys.executable, "-c", SHARER, handle.hex(), str(size), str(seen)])
+    memory = cupy.cuda.UnownedMemory(address, size, None)
+    data = cupy.ndarray(size, cupy.uint8, cupy.cuda.MemoryPointer(memory, 0))
+
+    def step(_loop: int) -> bytes:
+        result: bytes = cupy.asnumpy(data).tobytes()
+        return result
+
+    while not seen.exists():
+        time.sleep(0.01)
+    return step
+
+
+SHARER = """\
+import pathlib, signal, sys, cupy
+size = int(sys.argv[2])
+address = cupy.cuda.runtime.ipcOpenMemHandle(bytes.fromhex(sys.argv[1]))
+memory = cupy.cuda.UnownedMemory(address, size, None)
+data = cupy.ndarray(size, cupy.uint8, cupy.cuda.MemoryPointer(memory, 0))
+assert int(data.sum()) == 7 * size
+pathlib.Path(sys.argv[3]).touch()
+signal.pause()
+"""
+
+
+def busy() -> Step:
+    """One long kernel after the other; FOLDER/kernel says of which loop one runs."""
+    import torch
+
+    kernel = Path(sys.argv[1]) / "kernel"
+
+    def step(loop: int) -> bytes:
+        torch.cuda._sleep(BUSY_SECONDS * CYCLES_PER_SECOND)
+        kernel.write_text(str(loop))
+        torch.cuda.synchronize()
+        return b"no data"
+
+    return step
+
+
 KINDS: dict[str, Callable[[], Step]] = {
     kind.__name__: kind
-    for kind in (pinned, streams, graph, threads, compiled, jax, cupy, loaded, parent, managed)
+    for kind in (
+        *(pinned, streams, graph, threads, compiled, jax, cupy, loaded, parent),
+        *(busy, managed, shared),
+    )
 }
+ORDINARY = KINDS.keys() - {"busy", "managed", "parent", "shared"}
+"""What comes back, and needs no other test than that."""
 
 
 def expect(true: object) -> None:

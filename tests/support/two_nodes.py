@@ -22,18 +22,12 @@ from node_worker.settings import WorkerSettings
 from schemas.manifest import CheckpointFacts
 from schemas.messages import Checkpointed, Restored
 from schemas.requests import CheckpointRequest, RestoreRequest
+from tests.support.gpu_kinds import Gpus
 from tests.support.node import Node
 
 FIRST, SECOND = "first", "second"
 PATIENCE = 300.0
 """Seconds until it counts; PyTorch takes some to load."""
-
-
-class Gpus(msgspec.Struct, frozen=True, kw_only=True):
-    """The GPUs of one node, as its worker's settings name them."""
-
-    driver: str
-    argument: str
 
 
 @asynccontextmanager
