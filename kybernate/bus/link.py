@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from kybernate.bus.opening import tls_context, without_secrets
 from kybernate.bus.port import (
     OPERATION_TIMEOUT_SECONDS,
     BusProblem,
@@ -74,6 +75,7 @@ class Link:
         self._changed = asyncio.Condition()
         self._inbox_refused: NotPermitted | None = None
         self._problem: BusProblem = BusUnavailable("NATS was not reached yet")
+        self._said: Exception | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self.replies = Replies(f"{self.inbox}.r")
         self._listeners: set[Listener] = {Listener(f"{self.inbox}.r.*", self.replies.take)}
@@ -92,10 +94,26 @@ class Link:
                     failures = 0
                     await self._watch(client)
                 await self._note(BusUnavailable("NATS has ended the connection"))
-            except (OSError, TimeoutError, nats.errors.Error, BusProblem) as error:
+            except Exception as error:  # noqa: BLE001 - told, and tried again: nobody else would
                 failures += 1
-                await self._note(_problem_of(error))
+                await self._note(self._problem_of(self._cause(error)))
             await asyncio.sleep(backoff(failures, first=0.1, longest=_LONGEST_PAUSE_SECONDS))
+
+    def _cause(self, error: Exception) -> Exception:
+        """What nats-py said on the way, where it only tells that it gave up."""
+        vague = isinstance(error, TimeoutError | nats.errors.NoServersError)
+        return self._said if vague and self._said else error
+
+    def _problem_of(self, error: Exception) -> BusProblem:
+        if isinstance(error, BusProblem):
+            return error
+        said = str(error) or type(error).__name__
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return NotPermitted(f"the certificate of NATS is not to be trusted: {said}")
+        if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
+            return NotPermitted(f"NATS refuses these credentials: {said}")
+        where = ", ".join(map(without_secrets, self._settings.servers))
+        return BusUnavailable(f"NATS cannot be reached at {where}: {said}")
 
     async def ready(self) -> None:
         """Return once connected; raise what is in the way, after the usual time or when told."""
@@ -186,7 +204,7 @@ class Link:
                 await end(flushing)
 
     async def _open(self, client: Client, server: str) -> None:
-        self._inbox_refused = None
+        self._inbox_refused = self._said = None
         for listener in self._listeners:
             listener.subscription = None
         credentials = self._settings.credentials
@@ -195,13 +213,15 @@ class Link:
             name=self._name,
             error_cb=self._on_error,
             allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
             connect_timeout=2,
             ping_interval=PING_SECONDS,
             inbox_prefix=self.inbox,
             pending_size=PENDING_BYTES,
             skip_subject_validation=True,  # they are made by schemas.names, keys are checked
             user_credentials=str(credentials) if credentials else None,
-            tls=_tls(self._settings),
+            tls=tls_context(self._settings),
         )
         for listener in tuple(self._listeners):
             await _subscribe(client, listener)
@@ -220,11 +240,17 @@ class Link:
 
         flushing = asyncio.create_task(flush())
         self._flushing.add(flushing)
-        flushing.add_done_callback(self._flushing.discard)
+        flushing.add_done_callback(self._flushed)
         await asyncio.wait({flushing}, timeout=OPERATION_TIMEOUT_SECONDS)
         if not flushing.done():
             raise BusUnavailable("NATS does not answer")
         flushing.result()
+
+    def _flushed(self, flushing: asyncio.Task[None]) -> None:
+        """Whoever waited may have been cancelled, and then nobody asks how it ended."""
+        self._flushing.discard(flushing)
+        if not flushing.cancelled() and (error := flushing.exception()):
+            log.debug("a flush ended: %s", repr(error))
 
     async def _use(self, client: Client) -> None:
         if self._inbox_refused:
@@ -252,6 +278,7 @@ class Link:
     async def _on_error(self, error: Exception) -> None:
         violation = _VIOLATION.search(str(error))
         if violation is None:
+            self._said = error
             log.debug("NATS: %s", repr(error))
             return
         subject = violation[1]
@@ -279,25 +306,5 @@ async def _close(client: Client) -> None:
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        log.debug("closing the connection to NATS: %s", error)
-
-
-def _tls(settings: BusSettings) -> ssl.SSLContext | None:
-    if not (settings.tls_ca or settings.tls_cert):
-        return None
-    context = ssl.create_default_context(cafile=settings.tls_ca)
-    if settings.tls_cert:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    return context
-
-
-def _problem_of(error: Exception) -> BusProblem:
-    if isinstance(error, BusProblem):
-        return error
-    said = str(error) or type(error).__name__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return NotPermitted(f"the certificate of NATS is not to be trusted: {said}")
-    if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
-        return NotPermitted(f"NATS refuses these credentials: {said}")
-    return BusUnavailable(f"NATS cannot be reached: {said}")
+    except (OSError, TimeoutError, AssertionError, nats.errors.Error) as error:
+        log.debug("closing the connection to NATS: %s", error)  # AssertionError: never opened

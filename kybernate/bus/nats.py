@@ -12,6 +12,7 @@ from kybernate import telemetry
 from kybernate.bus.link import Link
 from kybernate.bus.nats_queue import NatsQueue
 from kybernate.bus.nats_table import NatsTable
+from kybernate.bus.opening import check
 from kybernate.bus.port import Bus, BusSettings, BusUnavailable, Queue, Table
 from kybernate.bus.publishing import check_size, publish
 from kybernate.bus.topology import ensure_consumer, ensure_topology, node_consumer
@@ -85,8 +86,10 @@ async def connect(settings: BusSettings, *, name: str) -> AsyncIterator[Bus]:
     """A bus for as long as the block runs.
 
     NATS may be down: the block is entered after a few seconds nevertheless, and the bus works
-    once NATS does. Refused credentials raise NotPermitted.
+    once NATS does. Refused credentials raise NotPermitted, settings that cannot be right
+    CannotServe.
     """
+    check(settings)
     link = Link(settings, name)
     serving = asyncio.create_task(link.serve(), name=f"NATS link of {name}")
     try:

@@ -11,7 +11,7 @@ import msgspec
 import nkeys
 import pytest
 
-from kybernate.bus import Bus, BusSettings, NotPermitted
+from kybernate.bus import Bus, BusSettings, BusUnavailable, NotPermitted
 from kybernate.bus.nats import connect
 from kybernate.embedded.nats_server import NatsServer, nats_server
 from schemas.messages import Cancel, Claim
@@ -272,3 +272,23 @@ async def test_credentials_taken_away_and_given_back_are_used_again(folder: Path
 
 def _port(server: NatsServer) -> int:
     return int(server.url.rpartition(":")[2])
+
+
+async def test_a_certificate_that_is_unreadable_for_a_while_is_used_again(
+    server: NatsServer, authority: Authority, tmp_path: Path
+) -> None:
+    mine = settings(server, authority, "controller")
+    exchanged, whole = tmp_path / "controller.pem", Path(str(mine.tls_cert)).read_bytes()
+    exchanged.write_bytes(whole)
+    mine = msgspec.structs.replace(mine, tls_cert=exchanged)
+    async with connect(mine, name="kybernate-controller") as bus:
+        exchanged.write_text("half of it")
+        await server.stop()
+        await server.start()
+        with pytest.raises(BusUnavailable, match="SSL"):
+            await bus.ensure_topology()
+        exchanged.write_bytes(whole)
+        async with asyncio.timeout(60):
+            while not bus.connected:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.05)
+        await bus.ensure_topology()
