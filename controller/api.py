@@ -22,7 +22,7 @@ NDJSON: Final = "application/x-ndjson"
 KEY_HEADER: Final = "Idempotency-Key"
 
 
-class ActionsQuery(msgspec.Struct, frozen=True, kw_only=True):
+class ActionsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["checkpoint", "restore", "delete"] | None = None
     state: ActionState | None = None
 

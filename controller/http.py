@@ -15,7 +15,7 @@ from kybernate import telemetry
 from kybernate.bus.port import BusProblem, NotPermitted, TooLarge
 from schemas import reasons
 from schemas.base import Undecodable
-from schemas.requests import Problem
+from schemas.requests import Problem, misfit
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -63,7 +63,7 @@ async def body_of(request: web.Request, of: Any) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(
             reasons.INVALID_REQUEST,
-            f"the request's body does not fit: {error}",
+            f"the request's body does not fit: {misfit(error)}",
             "see /openapi.json for what it may hold",
         ) from error
 

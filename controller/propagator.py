@@ -34,7 +34,13 @@ from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.nodes import Inventory
 from schemas.orders import Identifier
-from schemas.requests import DEFAULT_NAMESPACE, CheckpointRequest, DeleteRequest, RestoreRequest
+from schemas.requests import (
+    DEFAULT_NAMESPACE,
+    CheckpointRequest,
+    DeleteRequest,
+    RestoreRequest,
+    misfit,
+)
 
 PREFIXES: Final = ("/v1", "/v2")
 DELETE_SECONDS: Final = 60.0
@@ -251,7 +257,7 @@ def _identifier(text: str, field: str) -> str:
     except msgspec.ValidationError as error:
         raise Refused(
             reasons.INVALID_REQUEST,
-            f"{field} {text!r} does not fit: {error}",
+            f"{field} {text!r} does not fit: {misfit(error)}",
             "on a single host a pod is a container: send its id",
         ) from error
 

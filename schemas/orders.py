@@ -1,21 +1,24 @@
 """What a node is told to do: the content of a job."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
 from schemas.base import Record
 from schemas.pods import PodRecord
 
-Identifier = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$(?!\n)", max_length=76)
-]
+_IDENTIFIER = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$(?!\n)"
+_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)"
+PATTERNS_IN_WORDS: Final = {
+    _IDENTIFIER: "a name of letters, digits and `_.-` that begins and ends with a letter or digit",
+    _ID: "an id as `kybernate get checkpoints` shows it",
+}
+
+Identifier = Annotated[str, Meta(pattern=_IDENTIFIER, max_length=76)]
 """What containerd takes as the name of a container or of a namespace."""
 
-CheckpointId = Annotated[
-    str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")
-]
+CheckpointId = Annotated[str, Meta(pattern=_ID)]
 
 
 class Place(StrEnum):

@@ -1,18 +1,28 @@
-"""What users ask for over REST: the body of POST /api/v1/actions."""
+"""What users ask for over REST: the body of POST /api/v1/actions.
+
+A field that is not known is refused: a misspelt `leave_running` must not stop a container.
+"""
 
 from typing import Annotated
 
 from msgspec import Meta
 
 from schemas.base import Record
-from schemas.orders import CheckpointId, Identifier, OutsideTcp, Place
+from schemas.orders import PATTERNS_IN_WORDS, CheckpointId, Identifier, OutsideTcp, Place
 
 Timeout = Annotated[float, Meta(gt=0, le=24 * 3600)]
 DEFAULT_TIMEOUT_SECONDS = 600.0
 DEFAULT_NAMESPACE = "default"
 
 
-class CheckpointRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="checkpoint"):
+class CheckpointRequest(
+    Record,
+    frozen=True,
+    kw_only=True,
+    tag_field="kind",
+    tag="checkpoint",
+    forbid_unknown_fields=True,
+):
     container: Identifier
     namespace: Identifier = DEFAULT_NAMESPACE
     node: str | None = None
@@ -24,7 +34,9 @@ class CheckpointRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
 
 
-class RestoreRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="restore"):
+class RestoreRequest(
+    Record, frozen=True, kw_only=True, tag_field="kind", tag="restore", forbid_unknown_fields=True
+):
     checkpoint: CheckpointId
     node: str | None = None
     """Default: the node that holds the checkpoint."""
@@ -37,7 +49,9 @@ class RestoreRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="r
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
 
 
-class DeleteRequest(Record, frozen=True, kw_only=True, tag_field="kind", tag="delete"):
+class DeleteRequest(
+    Record, frozen=True, kw_only=True, tag_field="kind", tag="delete", forbid_unknown_fields=True
+):
     checkpoint: CheckpointId
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS
 
@@ -51,3 +65,11 @@ class Problem(Record, frozen=True, kw_only=True):
     message: str
     reason: str = ""
     advice: str = ""
+
+
+def misfit(error: Exception) -> str:
+    """What does not fit in a request, with words where msgspec shows a pattern."""
+    told = str(error)
+    for pattern, words in PATTERNS_IN_WORDS.items():
+        told = told.replace(f"`str` matching regex {pattern!r}", words)
+    return told

@@ -23,6 +23,7 @@ from schemas.requests import (
     DeleteRequest,
     Request,
     RestoreRequest,
+    misfit,
 )
 
 _timeout = click.option(
@@ -180,7 +181,7 @@ def _request(of: type[Any], given: dict[str, Any]) -> Request:
     try:
         request: Request = msgspec.convert(fields | {"kind": _kind(of)}, of)
     except msgspec.ValidationError as error:
-        raise click.UsageError(f"what was given does not fit: {error}") from error
+        raise click.UsageError(f"what was given does not fit: {misfit(error)}") from error
     return request
 
 

@@ -202,9 +202,10 @@ async def test_unknown_things_are_not_found(
         (b"\xff", 400, "does not fit"),
         (b'{"kind": "destroy"}', 400, "destroy"),
         (b'{"kind": "checkpoint"}', 400, "container"),
-        (b'{"kind": "checkpoint", "container": "../etc"}', 400, "container"),
+        (b'{"kind": "checkpoint", "container": "../etc"}', 400, "a name of letters"),
         (b'{"kind": "checkpoint", "container": "a", "timeout": -1}', 400, "timeout"),
-        (b'{"kind": "restore", "checkpoint": "x"}', 400, "checkpoint"),
+        (b'{"kind": "restore", "checkpoint": "x"}', 400, "an id as `kybernate get checkpoints`"),
+        (b'{"kind": "checkpoint", "container": "a", "leaveRunning": true}', 400, "leaveRunning"),
         (b" " * 70_000, 413, "larger than"),
     ],
 )
@@ -225,6 +226,8 @@ async def test_a_key_that_is_no_id_and_a_query_that_does_not_fit_are_explained(
         assert answer.status == 400
         assert "no UUID" in await answer.text()
     async with session.get("/api/v1/actions?state=lost") as answer:
+        assert answer.status == 400
+    async with session.get("/api/v1/actions?stat=failed") as answer:
         assert answer.status == 400
     async with session.get("/api/v1/actions?state=failed&kind=restore") as answer:
         assert await answer.json() == []
