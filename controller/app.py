@@ -31,6 +31,8 @@ from schemas.requests import Problem
 STOP_SECONDS = 5.0
 """What requests under way get to end when the controller stops."""
 
+LAST_PORT = 65535
+
 log = logging.getLogger(__name__)
 
 
@@ -180,7 +182,7 @@ async def _listening(
 
 def _host_and_port(listen: str) -> tuple[str, int]:
     host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon or not port.isdecimal() or int(port) > LAST_PORT:
         raise CannotServe(f"{listen!r} is no HOST:PORT; write for example 127.0.0.1:7474")
     return host, int(port)
 

@@ -205,9 +205,9 @@ async def connect(kubeconfig: Path | None) -> AsyncIterator[Kube]:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             await config.load_kube_config(config_file=file, client_configuration=settings)
-    except (config.ConfigException, OSError) as error:
+    except Exception as error:  # what a file of another kind ends in is not limited
         raise CannotServe(
-            f"the Kubernetes API cannot be reached: {error}; name a file with --kubeconfig"
+            f"the Kubernetes API cannot be reached: {error}; name a kubeconfig with --kubeconfig"
         ) from error
     async with ApiClient(settings) as api:
         yield Kube(api)

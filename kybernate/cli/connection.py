@@ -7,7 +7,6 @@ action as its idempotency key.
 
 import http.client
 import random
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ UNREACHABLE_FOR = 60.0
 """While waiting for an action: how long no controller may answer."""
 UNAVAILABLE = http.client.SERVICE_UNAVAILABLE
 
-_BROKEN = (OSError, http.client.HTTPException)
+_BROKEN = (OSError, UnicodeError, http.client.HTTPException)
 
 
 class Connection:
@@ -97,7 +96,12 @@ class Connection:
             link.close()
 
     def _reach(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str | bytes],
+        timeout: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         problem = ""
         for server in tuple(self._servers):
@@ -114,8 +118,9 @@ class Connection:
             link.close()
         raise unreachable(self._servers, problem)
 
-    def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
-        authorization = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+    def _headers(self, more: Mapping[str, str]) -> dict[str, str | bytes]:
+        shown = f"Bearer {self._token}".encode()  # a header of text would be limited to Latin-1
+        authorization = {"Authorization": shown} if self._token else {}
         return {"Accept": "application/json", **authorization, **more}
 
     def _prefer(self, server: str) -> None:
@@ -152,9 +157,7 @@ def segment(text: str) -> str:
 def _link(server: str, timeout: float) -> http.client.HTTPConnection:
     url = urlsplit(server)
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    if not url.hostname:
-        raise socket.gaierror(f"{server!r} names no host")
-    return kind(url.hostname, url.port, timeout=timeout)
+    return kind(url.hostname or "", url.port, timeout=timeout)
 
 
 def _decoded(body: bytes, of: type[T]) -> T:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -40,8 +41,23 @@ def waiting(command: F) -> F:
 
 def _urls(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     for url in given:
-        if not url.startswith(("http://", "https://")):
-            raise click.BadParameter(f"{url!r} is no URL: begin it with http:// or https://")
+        if not _is_url(url):
+            raise click.BadParameter(f"{url!r} is no URL: write http://HOST:PORT or https://…")
+    return given
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        whole = bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        return False
+    return whole and url.scheme in {"http", "https"} and text.isprintable() and " " not in text
+
+
+def _shown(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given and not given.isprintable():
+        raise click.BadParameter("a token is one line; this one has a line break or the like in it")
     return given
 
 
@@ -62,5 +78,6 @@ def _token(command: F) -> F:
     return click.option(
         "--token",
         envvar="KYBERNATE_TOKEN",
+        callback=_shown,
         help="Bearer token, where the controllers want one; better in the environment.",
     )(command)

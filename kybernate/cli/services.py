@@ -14,10 +14,34 @@ from kybernate.cli.exits import Failed, Refused
 
 STATE = Path("/var/lib/kybernate")
 CONTAINERD = Path("/run/containerd/containerd.sock")
+LAST_PORT = 65535
+
+
+def _address(_context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    if not given and parameter.name == "webhook_listen":
+        return given
+    host, colon, port = str(given).rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > LAST_PORT or not host.isprintable():
+        raise click.BadParameter(f"{given!r} is no HOST:PORT; write for example 127.0.0.1:7474")
+    return given
+
+
+def _tokens_shown(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """One that nobody can show would lock everybody out, an empty one let everybody in."""
+    for token in given:
+        if not token.strip() or token != token.strip() or not token.isprintable():
+            raise click.BadParameter(
+                "a token is one line without spaces around it; leave it out to let everybody in"
+            )
+    return given
+
 
 _listen = settings.option(
     "--listen",
     env="LISTEN",
+    callback=_address,
     default=settings.DEFAULT_LISTEN,
     show_default=True,
     metavar="HOST:PORT",
@@ -28,6 +52,7 @@ _tokens = settings.option(
     "tokens",
     env="TOKEN",
     multiple=True,
+    callback=_tokens_shown,
     help="Bearer token that clients have to show; several are good, none lets everybody in.",
 )
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -51,6 +76,7 @@ _webhook = settings.option(
     "--webhook-listen",
     env="WEBHOOK_LISTEN",
     default="",
+    callback=_address,
     metavar="HOST:PORT",
     help="Where the API server asks about new pods (label kybernate.io/resume); default: nowhere.",
 )
@@ -108,6 +134,8 @@ def controller(**given: Any) -> None:
     from controller import app  # noqa: PLC0415 - imported by who runs it
     from controller.settings import ControllerSettings  # noqa: PLC0415
 
+    if given["tls_key"] and not given["tls_cert"]:
+        raise click.UsageError("--tls-key is of no use without --tls-cert; name the certificate")
     chosen = ControllerSettings(
         listen=given["listen"],
         tokens=given["tokens"],

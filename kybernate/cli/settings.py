@@ -64,16 +64,48 @@ def _load(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         raise click.BadParameter(f"{path} is not TOML: {error}", ctx) from error
     tables = {key: value for key, value in given.items() if isinstance(value, dict)}
     common = {key: value for key, value in given.items() if key not in tables}
-    own = tables.get(ctx.command.name or "", {})
-    by_name = {
-        option.removeprefix("--"): parameter.name
-        for parameter in ctx.command.params
-        for option in parameter.opts
-    }
-    if strange := sorted(own.keys() - by_name.keys()):
+    options = _options_of_services()
+    if strange := _strange(common, tables, options):
         raise click.BadParameter(f"{path} has unknown settings: {', '.join(strange)}", ctx)
-    known = {key: value for key, value in (common | own).items() if key in by_name}
-    ctx.default_map = {str(by_name[key]): value for key, value in known.items()}
+    name = ctx.command.name or ""
+    mine, chosen = options[name], common | tables.get(name, {})
+    ctx.default_map = {
+        str(mine[key].name): _several(mine[key], value)
+        for key, value in chosen.items()
+        if key in mine
+    }
+
+
+def _options_of_services() -> dict[str, dict[str, click.Parameter]]:
+    """What may stand in the file, by the commands that take it."""
+    from kybernate.cli import services  # noqa: PLC0415 - they are made with what is here
+
+    return {
+        str(command.name): {
+            option.removeprefix("--"): parameter
+            for parameter in command.params
+            for option in parameter.opts
+            if parameter.expose_value
+        }
+        for command in (services.controller, services.worker, services.up)
+    }
+
+
+def _strange(
+    common: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, Any]],
+    options: Mapping[str, Mapping[str, click.Parameter]],
+) -> list[str]:
+    anywhere = set().union(*options.values())
+    wrong = {f"[{name}]" for name in tables.keys() - options.keys()}
+    for name in tables.keys() & options.keys():
+        wrong |= tables[name].keys() - options[name].keys()
+    return sorted(wrong | (common.keys() - anywhere))
+
+
+def _several(option: click.Parameter, value: Any) -> Any:
+    """A single value stands for a list of one, as a single flag does."""
+    return [value] if option.multiple and not isinstance(value, list) else value
 
 
 _config = click.option(

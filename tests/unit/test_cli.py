@@ -382,3 +382,45 @@ def test_asking_imports_nothing_that_is_slow() -> None:
     assert stopped == "Unreachable"
     slow = {"aiohttp", "asyncio", "grpc", "nats", "opentelemetry", "rich", "controller"}
     assert slow.isdisjoint(imported.split())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["one:7474", "http://", "http://one:99999", "http://one:port", "http://[::1", "http://o ne:1"],
+)
+def test_what_is_no_url_is_wrong_usage(url: str) -> None:
+    result = CliRunner().invoke(program, ["get", "nodes", "--server", url])
+    assert result.exit_code == 2
+    assert f"{url!r} is no URL: write http://HOST:PORT" in result.stderr
+
+
+def test_a_host_name_that_cannot_be_one_is_told(server: RestServer) -> None:
+    result = call(f"http://{'a' * 80}.example", "get", "nodes")
+    assert result.exit_code == 3
+
+
+def test_a_token_of_two_lines_is_wrong_usage(server: RestServer) -> None:
+    result = call(server, "get", "nodes", "--token", "one\ntwo")
+    assert (result.exit_code, server.asked) == (2, [])
+    assert "a token is one line" in result.stderr
+
+
+def test_a_token_may_hold_any_sign(server: RestServer) -> None:
+    server.answer("GET /api/v1/nodes", ())
+    assert call(server, "get", "nodes", "--token", "schlüssel-€").exit_code == 0
+    [(_, headers, _)] = server.asked
+    assert headers["Authorization"].encode("latin-1").decode() == "Bearer schlüssel-€"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("restore", "the last one"), "an id as `kybernate get checkpoints` shows it"),
+        (("checkpoint", "../x"), "a name of letters, digits"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_words(arguments: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(program, list(arguments))
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "regex" not in result.stderr

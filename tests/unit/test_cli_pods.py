@@ -168,3 +168,13 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], code: int,
 
     assert said.exit_code == code
     assert told in said.stderr
+
+
+def test_a_file_that_is_no_kubeconfig_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    file.write_text("nothing of the kind\n")
+
+    said = CliRunner().invoke(program, ["checkpoint", "--pod", "one", "--kubeconfig", str(file)])
+
+    assert said.exit_code == 3
+    assert "name a kubeconfig with --kubeconfig" in said.stderr

@@ -89,6 +89,36 @@ def test_files_of_keys_are_handed_on(started: list[ControllerSettings], tmp_path
     assert started == [settings]
 
 
+def test_one_value_in_the_file_stands_for_a_list(
+    started: list[ControllerSettings], tmp_path: Path
+) -> None:
+    file = tmp_path / "kybernate.toml"
+    file.write_text('nats = "nats://file:4222"\ntoken = "secret"\n')
+    assert controller("--config", str(file)).exit_code == 0
+    bus = BusSettings(servers=("nats://file:4222",))
+    assert started == [ControllerSettings(tokens=("secret",), bus=bus)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--listen", ""), "is no HOST:PORT"),
+        (("--listen", "127.0.0.1"), "is no HOST:PORT"),
+        (("--listen", "127.0.0.1:99999"), "is no HOST:PORT"),
+        (("--webhook-listen", "nowhere"), "is no HOST:PORT"),
+        (("--token", ""), "a token is one line"),
+        (("--token", " padded "), "a token is one line"),
+        (("--tls-key", __file__), "--tls-cert"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_at_once(
+    arguments: tuple[str, ...], told: str, started: list[ControllerSettings]
+) -> None:
+    result = controller(*arguments)
+    assert (result.exit_code, started) == (2, [])
+    assert told in result.stderr
+
+
 def no_toml(file: Path) -> None:
     file.write_text("= 1")
 
@@ -97,8 +127,17 @@ def unknown_setting(file: Path) -> None:
     file.write_text("[controller]\nlisten = 'a:1'\nlissen = 'b:2'\n")
 
 
+def unknown_anywhere(file: Path) -> None:
+    file.write_text("nots = 'nats://a:1'\nhelp = true\n[wroker]\nnode = 'a'\n")
+
+
 @pytest.mark.parametrize(
-    ("spoil", "told"), [(no_toml, "is not TOML"), (unknown_setting, "unknown settings: lissen")]
+    ("spoil", "told"),
+    [
+        (no_toml, "is not TOML"),
+        (unknown_setting, "unknown settings: lissen"),
+        (unknown_anywhere, "unknown settings: [wroker], help, nots"),
+    ],
 )
 def test_a_bad_file_is_told(
     spoil: Callable[[Path], None], told: str, started: list[ControllerSettings], tmp_path: Path
