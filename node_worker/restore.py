@@ -2,8 +2,8 @@
 
 resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, and every byte
 that is interpreted is right. prepare: a fresh root filesystem with the changes of the checkpoint,
-and the record that names it. create: containerd makes the task. start: runc and CRIU come as far
-as the gate, which opens when the memory is verified as well. gpu: memory back on the GPU; this
+and the record that names it. create: containerd makes the task, and the memory is verified beside
+it. start: once that is whole, CRIU brings the processes back. gpu: memory back on the GPU; this
 commits. settle: what the container had before is cleared away.
 
 Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
@@ -12,7 +12,6 @@ is the job's own, because containerd's clean-up after a failed restore can empty
 
 import asyncio
 import contextlib
-import time
 import uuid
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ import msgspec
 
 from kybernate import tasks
 from kybernate.store import Damage, Damaged, read_manifest
-from node_worker import criu_images, criu_process, folders, gate, host, rootfs, runc_state
+from node_worker import criu_images, criu_process, folders, host, rootfs, runc_state
 from node_worker.actors import Means, Step, StepActor
 from node_worker.containerd.options import with_root
 from node_worker.containerd.port import (
@@ -88,6 +87,8 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._has_image = False
         self._has_task = False
         self._verification: Verification | None = None
+        self._memory: asyncio.Task[None]
+        """Ends well when it is whole."""
         self._filling: asyncio.Task[None] | None = None
         super().__init__(
             RestoreNotes,
@@ -258,7 +259,6 @@ class RestoreActor(StepActor[RestoreNotes]):
                 self._means.settings.criu_configs,
                 was=was,
                 now=self._id,
-                gate=gate.hook(self._work, seconds=self._job.deadline - time.time()),
                 cgroup_parent=self._means.settings.cgroup_parent,
             ),
             image=record.image,
@@ -291,6 +291,7 @@ class RestoreActor(StepActor[RestoreNotes]):
             await self._tasks.end()
         if self._filling is not None:
             await self._filling
+        self._memory = self._verifying.begin_memory()
         streams = renamed_streams(
             self._part.container.streams, self._part.target.container, self._id
         )
@@ -305,7 +306,6 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _delete_task(self, _: RestoreNotes) -> None:
         """A CRIU that outlived containerd must not go on making processes."""
-        gate.shut(self._work)
         await criu_process.end_in(self._work)
         now = await self._tasks.container()
         if now is not None and now.labels.get(JOB_LABEL) == self._job.id:
@@ -313,31 +313,16 @@ class RestoreActor(StepActor[RestoreNotes]):
             await in_thread(runc_state.clear, self._space, now)
 
     async def _start(self, notes: RestoreNotes) -> RestoreNotes:
+        await self._memory
         wanted = self._part.gpu_processes
         try:
             # CRIU touches the memory first from which the driver will read.
             async with huge_pages() if wanted else contextlib.nullcontext():
-                pid = await self._started()
+                pid = await self._runtime.start_task(self._space, self._id)
         except RuntimeProblem as error:
             raise await restore_failure(error, self._work) from error
         found = await self._found_again(wanted) if wanted else ()
         return msgspec.structs.replace(notes, pid=pid, gpu_processes=found)
-
-    async def _started(self) -> int:
-        """The pid, once CRIU has passed the gate and brought the processes back."""
-        memory = self._verifying.begin_memory()
-        with gate.gate_in(self._work) as way:
-            starting = asyncio.create_task(self._runtime.start_task(self._space, self._id))
-            try:
-                await asyncio.wait({starting, memory}, return_when=asyncio.FIRST_COMPLETED)
-                if memory.done():
-                    memory.result()
-                    way.open()
-                pid = await starting
-                await memory
-                return pid
-            finally:
-                await tasks.end(starting)
 
     async def _found_again(self, wanted: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
         """All of them: one that is not known would wait for its GPU memory for ever."""

@@ -14,7 +14,6 @@ import msgspec
 
 from node_worker import cgroups, loopback
 from node_worker.containerd.port import Packed
-from node_worker.gate import is_gate
 from schemas.manifest import Streams
 
 CRIU_CONFIG: Final = "org.criu.config"
@@ -29,13 +28,11 @@ def resumed_spec(
     *,
     was: str,
     now: str,
-    gate: dict[str, Any],
     cgroup_parent: str = "",
     cgroup_tree: Path = cgroups.CGROUPS,
 ) -> Packed:
-    """The spec with CRIU's options, a loopback that is up before CRIU restores sockets, a gate
-    that CRIU waits at, and, for a container of another name, a cgroup of its own; below the
-    parent, where one is given.
+    """The spec with CRIU's options, a loopback that is up before CRIU restores sockets, and, for
+    a container of another name, a cgroup of its own; below the parent, where one is given.
     """
     value: dict[str, Any] = msgspec.json.decode(spec.value, type=dict[str, Any])
     linux = value.get("linux")
@@ -45,10 +42,8 @@ def resumed_spec(
     config = _config(annotations.get(CRIU_CONFIG, ""), cgroups.criu_root(value, tree=cgroup_tree))
     annotations[CRIU_CONFIG] = str(_kept(config, configs))
     value["annotations"] = annotations
-    hooks = value.get("hooks") or {}
     if _has_network_of_its_own(value) and annotations.get(LOOPBACK) != "own":
-        hooks = _with_loopback(hooks)
-    value["hooks"] = _with_gate(hooks, gate)
+        value["hooks"] = _with_loopback(value.get("hooks") or {})
     return Packed(type_url=spec.type_url, value=msgspec.json.encode(value))
 
 
@@ -125,9 +120,3 @@ def _with_loopback(hooks: dict[str, Any]) -> dict[str, Any]:
     ours = {"path": sys.executable, "args": [sys.executable, "-I", "-S", loopback.__file__]}
     others = [one for one in hooks.get("createRuntime") or [] if one.get("args") != ours["args"]]
     return {**hooks, "createRuntime": [*others, ours]}
-
-
-def _with_gate(hooks: dict[str, Any], gate: dict[str, Any]) -> dict[str, Any]:
-    """Behind all others; the gate of an earlier restore is gone."""
-    others = [one for one in hooks.get("createRuntime") or [] if not is_gate(one)]
-    return {**hooks, "createRuntime": [*others, gate]}

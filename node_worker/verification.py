@@ -1,7 +1,7 @@
 """A checkpoint's folder being verified beside the other steps of a restore.
 
 First all that somebody makes sense of: CRIU's images, the changed files. Then the memory, which is
-most of it and is only copied: it must be right before CRIU reads it.
+most of it and is only copied: it must be right before CRIU starts.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class Verification:
         self._parts = [self.interpreted]
 
     def begin_memory(self) -> "asyncio.Task[None]":
-        """When CRIU is about to start: earlier it would only take the processor from the steps
-        that are waited for one after the other.
+        """While containerd makes the task, which takes as long: earlier it would take the processor
+        from steps that are waited for one after the other.
         """
         memory = asyncio.create_task(self._verify(is_memory))
         self._parts.append(memory)

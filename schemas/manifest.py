@@ -26,6 +26,8 @@ class FileEntry(Record, frozen=True, kw_only=True):
     size: int
     chunks: tuple[str, ...]
     """BLAKE3 of each CHUNK_BYTES, hexadecimal; the last may be shorter; none for an empty file."""
+    checks: tuple[str, ...] = ()
+    """XXH3-128 of the same, against decay of the disk; none at all in early manifests."""
 
 
 class HostFacts(Record, frozen=True, kw_only=True):

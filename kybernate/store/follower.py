@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from kybernate.store.errors import Damage, Damaged, disk_errors
-from kybernate.store.hashing import WINDOW, ChunkHash, chunk_count, cores
+from kybernate.store.hashing import PIECE, ChunkHash, check, chunk_count, cores, identity
 from kybernate.store.sync import start_writing, tighten
 from schemas.manifest import (
     CHUNK_BYTES,
@@ -137,10 +137,10 @@ class _Followed:
         self._chunks: list[ChunkHash] = []
 
     def look(self) -> None:
-        """See how far a growing file reaches; its last, incomplete window has to wait."""
+        """See how far a growing file reaches; its last, incomplete piece has to wait."""
         size = os.fstat(self._descriptor).st_size
         start_writing(self._descriptor, self._size, size - self._size)
-        self._reaches(size, size - size % WINDOW)
+        self._reaches(size, size - size % PIECE)
 
     def complete(self) -> None:
         """See how far the file reaches for good."""
@@ -158,10 +158,12 @@ class _Followed:
         chunk.advance(self._descriptor, self._hashable)
 
     def entry(self, folder: Path) -> FileEntry:
+        digests = [chunk.hexdigests() for chunk in self._chunks]
         return FileEntry(
             path=self._path.relative_to(folder).as_posix(),
             size=self._size,
-            chunks=tuple(chunk.hexdigest() for chunk in self._chunks),
+            chunks=tuple(identity for identity, _ in digests),
+            checks=tuple(check for _, check in digests),
         )
 
     def close(self) -> None:
@@ -170,7 +172,8 @@ class _Followed:
     def _reaches(self, size: int, hashable: int) -> None:
         self._size, self._hashable = size, hashable
         while len(self._chunks) < chunk_count(size):
-            self._chunks.append(ChunkHash(len(self._chunks) * CHUNK_BYTES))
+            start = len(self._chunks) * CHUNK_BYTES
+            self._chunks.append(ChunkHash(start, identity(), check()))
 
 
 def _regular_files(folder: Path) -> Iterator[Path]:

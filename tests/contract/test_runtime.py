@@ -15,7 +15,6 @@ from kybernate.embedded import oci
 from kybernate.embedded.containerd import PrivateContainerd, private_containerd
 from kybernate.embedded.stack import LINES, find_stack
 from kybernate.embedded.workload import NAMESPACE, SNAPSHOTTER, Workloads
-from node_worker import gate
 from node_worker.containerd.client import connect
 from node_worker.containerd.port import (
     GC_ROOT_LABEL,
@@ -349,49 +348,6 @@ async def test_damaged_images_do_not_become_a_task(house: House) -> None:
     with pytest.raises(RuntimeFailed):
         await restore(house, "a", where)
     assert "Error" in (Path(where.work_path) / "restore.log").read_text()
-
-
-async def behind_a_gate(house: House, id: str, where: RestorePaths) -> int:
-    """A hook of the container waits in `where.work_path`; the count that the dump has seen."""
-    container = await house.runtime.container(NAMESPACE, id)
-    oci_spec = container.oci
-    hooks = oci_spec.get("hooks", {}).get("createRuntime", [])
-    waiting = gate.hook(Path(where.work_path), seconds=60)
-    changed = {**oci_spec, "hooks": {"createRuntime": [*hooks, waiting]}}
-    spec = msgspec.structs.replace(container.spec, value=msgspec.json.encode(changed))
-    with_gate = msgspec.structs.replace(container, spec=spec)
-    await house.runtime.replace_container(NAMESPACE, with_gate)
-    reached = house.count(id)
-    await house.runtime.delete_task(NAMESPACE, id)
-    return reached
-
-
-async def test_a_restore_waits_at_a_gate(house: House) -> None:
-    await house.start_counter("a")
-    await counts_beyond(house, "a", 5)
-    where = await dump(house, "a", stop=True)
-    reached = await behind_a_gate(house, "a", where)
-    with gate.gate_in(Path(where.work_path)) as way:
-        restoring = asyncio.create_task(restore(house, "a", where))
-        assert not (await asyncio.wait({restoring}, timeout=1))[0]
-        assert house.count("a") <= reached
-        way.open()
-        await restoring
-    await counts_beyond(house, "a", reached)
-
-
-async def test_a_gate_that_shuts_ends_the_restore(house: House) -> None:
-    await house.start_counter("a")
-    await counts_beyond(house, "a", 5)
-    where = await dump(house, "a", stop=True)
-    reached = await behind_a_gate(house, "a", where)
-    with gate.gate_in(Path(where.work_path)):
-        restoring = asyncio.create_task(restore(house, "a", where))
-        assert not (await asyncio.wait({restoring}, timeout=0.5))[0]
-    with pytest.raises(RuntimeFailed):
-        await restoring
-    assert house.count("a") <= reached
-    assert await status(house, "a") is not TaskStatus.RUNNING
 
 
 async def test_snapshots(house: House) -> None:

@@ -223,8 +223,6 @@ class FakeRuntime:
         task = self._task(namespace, id)
         if task.status is not TaskStatus.CREATED:
             raise RuntimeFailed(f"Start: cannot start a {task.status} task")
-        for hook in self._container(namespace, id).oci.get("hooks", {}).get("createRuntime", ()):
-            await _run(hook["args"])
         self.ran.append(task.pid)
         task.become(TaskStatus.RUNNING)
         _raise(lost)
@@ -370,19 +368,6 @@ def _dump(options: DumpOptions, count: int) -> None:
         (folder / name).write_bytes(f"twin of {name}\n".encode())
     (folder / "descriptors.json").write_text('["/dev/null","pipe:[1]","pipe:[2]"]')
     (Path(options.work_path) / "dump.log").write_text(DUMP_LOG)
-
-
-async def _run(hook: list[str]) -> None:
-    """Only a shell's: others look for the process that the twin has not."""
-    if hook[0] == "/bin/sh":
-        process = await asyncio.create_subprocess_exec(*hook)
-        try:
-            if await process.wait():
-                raise RuntimeFailed("Start: error running createRuntime hook #0: exit status 1")
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 def _restored_count(restore: RestorePaths | None) -> int:

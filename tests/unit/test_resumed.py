@@ -9,15 +9,12 @@ import pytest
 from node_worker.containerd.options import runc_options, with_root
 from node_worker.containerd.port import Packed
 from node_worker.containerd.proto import runc_pb2
-from node_worker.gate import hook
 from node_worker.resumed import CRIU_CONFIG, resumed_spec
 
 
 def linux(tmp_path: Path, value: dict[str, Any], *, now: str = "c1", parent: str = "") -> Any:
     spec = Packed(type_url="spec", value=msgspec.json.encode({"linux": value}))
-    resumed = resumed_spec(
-        spec, tmp_path, was="c1", now=now, gate=hook(tmp_path, seconds=1), cgroup_parent=parent
-    )
+    resumed = resumed_spec(spec, tmp_path, was="c1", now=now, cgroup_parent=parent)
     return msgspec.json.decode(resumed.value)["linux"]
 
 
@@ -53,7 +50,6 @@ def test_criu_is_told_of_the_cgroup_of_this_restore_alone(tmp_path: Path) -> Non
             tmp_path,
             was="c1",
             now="c1",
-            gate=hook(tmp_path, seconds=1),
             cgroup_parent=parent,
             cgroup_tree=tmp_path,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from xxhash import xxh3_128
 
 from kybernate.store import Damage, Damaged, Follower, StoreError
 from schemas.manifest import CHUNK_BYTES, IMAGES_FOLDER, FileEntry, part_folder
@@ -18,8 +19,12 @@ MIB = 1024 * 1024
 def expected(folder: Path, path: str) -> FileEntry:
     raw = (folder / path).read_bytes()
     pieces = [raw[start : start + CHUNK_BYTES] for start in range(0, len(raw), CHUNK_BYTES)]
-    digests = tuple(blake3(piece).hexdigest() for piece in pieces)
-    return FileEntry(path=path, size=len(raw), chunks=digests)
+    return FileEntry(
+        path=path,
+        size=len(raw),
+        chunks=tuple(blake3(piece).hexdigest() for piece in pieces),
+        checks=tuple(xxh3_128(piece).hexdigest() for piece in pieces),
+    )
 
 
 def all_expected(folder: Path) -> tuple[FileEntry, ...]:

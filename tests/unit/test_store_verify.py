@@ -154,14 +154,36 @@ def test_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     assert damage_of(tmp_path, doubled).damage is Damage.LISTED_TWICE
 
 
-@pytest.mark.parametrize("size", [-1, 1, CHUNK_BYTES + 1])
+@pytest.mark.parametrize(
+    ("size", "chunks", "checks"),
+    [(-1, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 2), (0, 0, 1), (CHUNK_BYTES + 1, 1, 1)],
+)
 def test_a_number_of_digests_that_does_not_fit_the_size_is_refused(
-    tmp_path: Path, size: int
+    tmp_path: Path, size: int, chunks: int, checks: int
 ) -> None:
-    chunks = () if size < CHUNK_BYTES else ("00" * 32,)
-    manifest = manifest_of((FileEntry(path="file", size=size, chunks=chunks),))
+    digests = {"chunks": ("00" * 32,) * chunks, "checks": ("00" * 16,) * checks}
+    manifest = manifest_of((FileEntry(path="file", size=size, **digests),))
 
     assert damage_of(tmp_path, manifest).damage is Damage.BAD_CHUNKS
+
+
+def with_files(manifest: Manifest, change: Callable[[FileEntry], FileEntry]) -> Manifest:
+    return msgspec.structs.replace(manifest, files=tuple(map(change, manifest.files)))
+
+
+def test_a_manifest_of_early_versions_has_one_digest_of_each_chunk(tmp_path: Path) -> None:
+    early = with_files(sealed(tmp_path), lambda entry: msgspec.structs.replace(entry, checks=()))
+    verify(tmp_path, early)
+
+    flip(tmp_path / PAGES, 4095)
+    assert damage_of(tmp_path, early).damage is Damage.ALTERED
+
+
+def test_the_quicker_digest_is_the_one_that_is_held_against_the_bytes(tmp_path: Path) -> None:
+    def other(entry: FileEntry) -> FileEntry:
+        return msgspec.structs.replace(entry, checks=("00" * 16,) * len(entry.checks))
+
+    assert damage_of(tmp_path, with_files(sealed(tmp_path), other)).damage is Damage.ALTERED
 
 
 def test_the_last_chunk_of_a_large_file_counts(tmp_path: Path) -> None:
