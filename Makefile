@@ -4,14 +4,16 @@ SHELL := /bin/bash
 PYTHON ?= .venv/bin/python
 ARGS ?=
 NODES ?= 1
-# Test processes side by side: tests wait a good deal, so more than there are processors.
-WORKERS ?= 4
+# Test processes side by side: tests wait a good deal, so more than there are processors. Each that
+# runs tests on a cluster has a cluster of its own.
+WORKERS ?= $(if $(filter test-cluster,$@),2,4)
 BIN := .venv/bin
 # Keeps what Python compiles, also where it is told not to: each of the many processes that tests
 # start would compile its modules anew.
 KEEPING_BYTECODE := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode
+PYTEST = $(KEEPING_BYTECODE) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help setup venv demo test check format gpu-test bench-overhead bench-jobs bench-wrapper bench-gpu lock protos clean \
+.PHONY: help setup venv demo test test-host check format gpu-test bench-overhead bench-jobs bench-wrapper bench-gpu lock protos clean \
 	cluster-programs cluster-up cluster-down test-cluster
 
 help:  ## Show this list
@@ -26,11 +28,19 @@ venv:  ## Make .venv only
 demo: setup  ## Checkpoint a counting container, end it, resume it: the count goes on (root)
 	@$(BIN)/kybernate demo $(ARGS)
 
-test: setup  ## Run the tests but for the cluster's; ARGS goes to pytest (root)
-	@$(KEEPING_BYTECODE) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+test:  ## Run test-host, then test-cluster; ARGS names some: ARGS="tests/unit -k plan" (root)
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory test-cluster
+else
+	@$(MAKE) --no-print-directory $(if $(findstring tests/cluster,$(ARGS)),test-cluster,test-host)
+endif
 
-test-cluster: cluster-programs  ## Run the tests on a Kubernetes cluster (root)
-	@$(PYTHON) -m pytest tests/cluster $(ARGS)
+test-host: setup  ## Run the tests that need no cluster; ARGS goes to pytest (root)
+	@$(PYTEST) $(ARGS)
+
+test-cluster: cluster-programs  ## Run the tests on a Kubernetes cluster; ARGS goes to pytest (root)
+	@$(PYTEST) $(if $(findstring tests/,$(ARGS)),,tests/cluster) $(ARGS)
 
 cluster-up: cluster-programs  ## Bring a Kubernetes cluster up in .cluster, with NODES nodes (root)
 	@$(PYTHON) -m kybernate.embedded.kubernetes up --nodes $(NODES)

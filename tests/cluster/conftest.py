@@ -1,4 +1,5 @@
-"""One cluster for all tests here: a fresh one, or the one of KYBERNATE_TEST_KUBECONFIG.
+"""Each test process has one cluster for all of its tests here: a fresh one, or the one of
+KYBERNATE_TEST_KUBECONFIG, which one process has for itself.
 
 With `make cluster-up` done, KYBERNATE_TEST_KUBECONFIG=.cluster/kubeconfig saves its start. A
 cluster that is not ours also needs an image with a shell in KYBERNATE_TEST_IMAGE; tests that look
@@ -25,12 +26,12 @@ from tests.support.node_services import NodeServices
 NODES = 2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test waits for the cluster's start, so the usual guard is too tight for it."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here) and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(300))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A module goes to one process, as its tests share what they run on. The first test waits for
+    the cluster's start, so the usual guard is too tight for it.
+    """
+    item.add_marker(pytest.mark.xdist_group("cluster" if _given() else item.path.stem))
+    item.add_marker(pytest.mark.timeout(300))
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +45,7 @@ async def fresh_cluster(nodes: int = NODES) -> AsyncIterator[Cluster]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def cluster() -> AsyncIterator[Cluster]:
     """Any cluster: through kubectl only."""
-    if given := os.environ.get("KYBERNATE_TEST_KUBECONFIG"):
+    if given := _given():
         yield _existing(Path(given).absolute())
         return
     async with fresh_cluster() as running:
@@ -96,6 +97,10 @@ async def operated(own_cluster: Cluster) -> AsyncIterator[NodeServices]:
         yield services
         await services.stop()
         shutil.rmtree(services.state)
+
+
+def _given() -> str:
+    return os.environ.get("KYBERNATE_TEST_KUBECONFIG", "")
 
 
 def _existing(kubeconfig: Path) -> Cluster:

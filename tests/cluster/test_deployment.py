@@ -59,7 +59,7 @@ async def test_the_api_server_accepts_all_of_it(own_cluster: Cluster, objects: O
 
 
 async def test_all_of_it_runs_in_pods_and_goes_the_whole_cycle(
-    own_cluster: Cluster, objects: Objects, bare: BareNode
+    own_cluster: Cluster, bare: BareNode, objects: Objects
 ) -> None:
     for name in ("Deployment/kybernate-nats", "DaemonSet/kybernate-installer"):
         await start(own_cluster, adapted(own_cluster, objects[name], bare))

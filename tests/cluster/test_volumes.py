@@ -161,7 +161,7 @@ async def test_containers_that_share_a_volume_find_its_contents_once(pods: Resou
 
 
 def _files(names: tuple[str, str]) -> list[str]:
-    return [f"/{folder}/{name}" for folder in ("work", "dev/shm") for name in names]
+    return [f"/{folder}/{name}" for folder in ("shared", "dev/shm") for name in names]
 
 
 async def _written(pods: Resources, pod: str, file: str, least: int) -> list[int]:

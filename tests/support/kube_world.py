@@ -30,15 +30,20 @@ from tests.support.fake_worker import FakeWorker, working
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAMESPACES = Resource(api="/api/v1", plural="namespaces")
+KINDS = len(list((DEPLOY / "crds").glob("*.yaml")))
 EVENTS = Resource(api="/api/v1", plural="events")
 ACCOUNTS = Resource(api="/api/v1", plural="serviceaccounts")
 
 
 async def install(cluster: Cluster, folder: Path) -> Path:
-    """CRDs, roles and runtime classes; the kubeconfig of the controllers' account."""
+    """CRDs, roles and runtime classes; the kubeconfig of the controllers' account. By then kubectl
+    knows the kinds' short names: it does not ask anew for those.
+    """
     for part in ("crds", "base"):
         await cluster.kubectl("apply", "--filename", DEPLOY / part)
     await cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    ours = ("api-resources", "--api-group", "kybernate.io", "--output", "name")
+    await until(lambda: cluster.kubectl(*ours), lambda said: len(said.split()) == KINDS, every=0.2)
     config = json.loads(
         await cluster.kubectl("config", "view", "--raw", "--flatten", "--output", "json")
     )

@@ -63,7 +63,9 @@ class Cluster:
         self.kubeconfig = kubeconfig
         self.nodes = tuple(nodes)
         self.control_plane = control_plane
-        self._kubectl = kubectl
+        self._kubectl: tuple[Word, ...] = (kubectl, "--kubeconfig", kubeconfig)
+        if control_plane is not None:  # what is remembered of it goes with it
+            self._kubectl += ("--cache-dir", kubeconfig.parent / ".kube/cache")
 
     def node(self, number: int) -> Node:
         """By its number, from 1."""
@@ -71,9 +73,7 @@ class Cluster:
 
     async def kubectl(self, *words: Word, given: str = "", timeout: float = TIMEOUT) -> str:
         """What kubectl says; `given` is its standard input."""
-        return await run(
-            *(self._kubectl, "--kubeconfig", self.kubeconfig, *words), given=given, timeout=timeout
-        )
+        return await run(*self._kubectl, *words, given=given, timeout=timeout)
 
     async def get(self, *words: Word) -> Any:
         """A resource, or a list of them under `items`."""
