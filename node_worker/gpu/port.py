@@ -97,7 +97,8 @@ class Gpu(Protocol):
     async def processes(self, pids: Sequence[int]) -> tuple[GpuProcess, ...]:
         """Those of the processes that have CUDA, in any state."""
 
-    async def state(self, pid: int) -> GpuState: ...
+    async def state(self, pid: int) -> GpuState:
+        """The process itself answers the driver: one that is frozen (paused) lets it hang."""
 
     async def lock(self, pid: int, timeout: float) -> None:
         """Wait for its work on the GPU and hold back new work; GpuBusy after `timeout` seconds."""
