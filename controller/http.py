@@ -59,7 +59,15 @@ def refusal(problem: Problem, status: int | None = None) -> web.Response:
 async def body_of(request: web.Request, of: Any) -> Any:
     """The body as a record; Refused with the place and the kind of the mistake."""
     try:
-        return msgspec.json.decode(await request.read(), type=of)
+        raw = await request.read()
+    except web.RequestPayloadError as error:
+        raise Refused(
+            reasons.INVALID_REQUEST,
+            f"the request's body cannot be read: {error}",
+            "send JSON, and headers that say truly how it is encoded",
+        ) from error
+    try:
+        return msgspec.json.decode(raw, type=of)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(
             reasons.INVALID_REQUEST,
@@ -108,7 +116,10 @@ async def explained(request: web.Request, handler: Handler) -> web.StreamRespons
     except Refused as error:
         return refusal(error.problem)
     except web.HTTPException as error:
-        return refusal(_problem_of_http(request, error), error.status)
+        response = refusal(_problem_of_http(request, error), error.status)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
     except BusProblem as error:
         log.warning("%s %s: %s", request.method, request.path, error)
         return refusal(_problem_of_bus(error))

@@ -217,6 +217,16 @@ async def test_a_wrong_body_is_explained(
         assert says in msgspec.json.decode(await answer.read(), type=Problem).message
 
 
+async def test_a_body_that_is_encoded_otherwise_than_it_says_is_explained(
+    session: aiohttp.ClientSession,
+) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    body = b'{"kind": "checkpoint", "container": "a"}'
+    async with session.post("/api/v1/actions", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert "cannot be read" in msgspec.json.decode(await answer.read(), type=Problem).message
+
+
 async def test_a_key_that_is_no_id_and_a_query_that_does_not_fit_are_explained(
     session: aiohttp.ClientSession,
 ) -> None:
@@ -233,6 +243,7 @@ async def test_a_key_that_is_no_id_and_a_query_that_does_not_fit_are_explained(
         assert await answer.json() == []
     async with session.delete("/api/v1/actions") as answer:
         assert answer.status == 405
+        assert answer.headers["Allow"] == "GET,POST"
 
 
 async def test_only_who_shows_a_token_is_let_in(bus: Bus) -> None:
