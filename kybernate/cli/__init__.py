@@ -2,6 +2,9 @@
 
 
 def main() -> None:
-    from kybernate.cli.program import program  # noqa: PLC0415 - a start-up cost, paid when run
+    try:
+        from kybernate.cli.program import program  # noqa: PLC0415 - a start-up cost, paid when run
 
-    program()
+        program()
+    except KeyboardInterrupt:  # before there was a program that could say so
+        raise SystemExit(130) from None

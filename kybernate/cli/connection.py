@@ -62,7 +62,7 @@ class Connection:
             except (*_BROKEN, Unreachable) as error:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > UNREACHABLE_FOR:
-                    raise unreachable(self._servers, str(error)) from error
+                    raise _silent(self._servers, error) from error
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - spreads clients, guards nothing
 
     def _watch_once(self, action: str) -> Iterator[Action]:
@@ -103,7 +103,7 @@ class Connection:
         headers: dict[str, str | bytes],
         timeout: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        problem = ""
+        problems = []
         for server in tuple(self._servers):
             link = _link(server, timeout)
             try:
@@ -115,8 +115,9 @@ class Connection:
                 problem = refused(answer.status, answer.read()).message
             except _BROKEN as error:
                 problem = str(error) or type(error).__name__
+            problems.append(f"{server}: {problem}")
             link.close()
-        raise unreachable(self._servers, problem)
+        raise unreachable("; ".join(problems))
 
     def _headers(self, more: Mapping[str, str]) -> dict[str, str | bytes]:
         shown = f"Bearer {self._token}".encode()  # a header of text would be limited to Latin-1
@@ -128,12 +129,18 @@ class Connection:
         self._servers.insert(0, server)
 
 
-def unreachable(servers: list[str], problem: str) -> Unreachable:
+def unreachable(problems: str) -> Unreachable:
     return Unreachable(
-        f"no controller answers at {', '.join(servers)}: {problem}",
+        f"no controller answers at {problems}",
         "start one (`kybernate up` for this host alone), or name a running one with "
         "--server or KYBERNATE_SERVER",
     )
+
+
+def _silent(servers: list[str], error: Exception) -> Unreachable:
+    if isinstance(error, Unreachable):
+        return error
+    return unreachable(f"{', '.join(servers)}: {str(error) or type(error).__name__}")
 
 
 def refused(status: int, body: bytes) -> Stop:

@@ -1,7 +1,7 @@
 """Commands that change something: each posts an order and, unless told otherwise, waits for it."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +193,22 @@ def _order(request: Request, given: dict[str, Any]) -> None:
     connection = Connection(given["servers"], given["token"])
     id = str(uuid.uuid4())
     with trace.command(id) as headers:
-        action = connection.order(id, request, headers)
+        action = _asked(connection, id, request, headers)
         if given["wait"]:
             action = _followed(connection, action)
     _print(action, given["output"])
     if action.failure or action.state is ActionState.CANCELLED:
         raise _ended_badly(action)
+
+
+def _asked(connection: Connection, id: str, request: Request, headers: Mapping[str, str]) -> Action:
+    try:
+        return connection.order(id, request, headers)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted; action {id} may have been asked for already",
+            f"`kybernate describe action {id}` tells, `kybernate cancel {id}` ends it",
+        ) from error
 
 
 def _followed(connection: Connection, action: Action) -> Action:

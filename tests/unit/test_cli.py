@@ -16,6 +16,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from kybernate.cli import main
+from kybernate.cli import program as program_module
+from kybernate.cli.connection import Connection
 from kybernate.cli.program import COMMANDS, program
 from schemas import reasons
 from schemas.actions import Action, ActionState, StepProgress
@@ -200,7 +203,8 @@ def test_wrong_usage_is_told_before_anybody_is_asked(
 def test_nobody_there_has_its_own_code_and_advice() -> None:
     result = call("http://127.0.0.1:1 http://127.0.0.1:2", "get", "nodes")
     assert result.exit_code == 3
-    assert "no controller answers at http://127.0.0.1:1, http://127.0.0.1:2" in result.stderr
+    for server in ("http://127.0.0.1:1", "http://127.0.0.1:2"):
+        assert f"{server}: [Errno 111] Connection refused" in result.stderr
     assert "kybernate up" in result.stderr
 
 
@@ -332,6 +336,29 @@ def test_an_interrupted_wait_leaves_the_action_alone(server: RestServer) -> None
     assert "interrupted; action a1 goes on" in errors
     assert "kybernate cancel a1" in errors
     assert not any(asked.endswith("/cancel") for asked, _, _ in server.asked)
+
+
+def test_an_order_that_was_interrupted_names_the_action_that_may_be(
+    server: RestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(*_: object) -> Action:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "order", cut_short)
+    result = call(server, "checkpoint", "counter")
+    assert result.exit_code == 130
+    assert "may have been asked for already" in result.stderr
+    assert "kybernate describe action " in result.stderr
+
+
+def test_an_interrupted_start_ends_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program_module, "program", cut_short)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_on_a_terminal_there_are_bars(server: RestServer) -> None:
