@@ -18,8 +18,8 @@ from pathlib import Path
 from bench.bare import Bare
 from bench.call_clock import recorded_calls
 from bench.through_kybernate import ThroughKybernate, Went
+from bench.user import user_of
 from kybernate import tasks
-from kybernate.client import client
 from kybernate.embedded.host import HostSettings, all_in_one
 from kybernate.embedded.oci import Workload
 from kybernate.embedded.workload import Running, Workloads
@@ -118,7 +118,7 @@ async def measure(rounds: int, size: int, folder: Path) -> None:
     async with (
         all_in_one(settings) as host,
         connect(host.containerd) as runtime,
-        client([host.url]) as api,
+        user_of(host.url) as user,
         recorded_calls() as calls,
     ):
         if host.daemon is None:
@@ -128,7 +128,7 @@ async def measure(rounds: int, size: int, folder: Path) -> None:
         running = await workloads.start_container(CONTAINER, workload, python=True)
         await running.wait_for_more()
         bare = Bare(runtime, CONTAINER, running.log, folder / "bare")
-        print(await alternate(rounds, running, bare, ThroughKybernate(api, CONTAINER, calls)))
+        print(await alternate(rounds, running, bare, ThroughKybernate(user, CONTAINER, calls)))
 
 
 def main() -> None:

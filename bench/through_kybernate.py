@@ -1,17 +1,15 @@
 """Checkpoint and restore by request, watched to the end of the action."""
 
-import time
-
 import msgspec
 
 from bench.call_clock import Interval, covered
-from kybernate.client import Client
+from bench.user import User
 from kybernate.embedded.workload import NAMESPACE
 from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed
 from schemas.requests import CheckpointRequest, DeleteRequest, Request, RestoreRequest
 
-BYTES = frozenset({"rootfs", "hash", "seal", "verify"})
+BYTES = frozenset({"rootfs", "hash", "seal", "verify", "memory"})
 """Steps that hash, copy or make durable; the others call containerd, or are coordination."""
 
 
@@ -28,8 +26,8 @@ class ActionFailed(Exception):
 
 
 class ThroughKybernate:
-    def __init__(self, api: Client, id: str, calls: list[Interval]) -> None:
-        self._api = api
+    def __init__(self, user: User, id: str, calls: list[Interval]) -> None:
+        self._user = user
         self._id = id
         self._calls = calls
         self._checkpoint = ""
@@ -49,13 +47,11 @@ class ThroughKybernate:
 
     async def _ask(self, request: Request) -> tuple[Action, Went]:
         self._calls.clear()
-        began = time.time()
-        asked = await self._api.request(request)
-        action = await self._api.ended(asked.id)
-        window = began, time.time()
+        asked = await self._user.ask(request)
+        action = asked.action
         if action.state is not ActionState.COMPLETED:
             raise ActionFailed(f"{action.kind}: {action.failure}")
-        return action, self._went(action, window)
+        return action, self._went(action, asked.window)
 
     def _went(self, action: Action, window: Interval) -> Went:
         steps = {step.step: step.seconds or 0.0 for step in action.steps}

@@ -48,6 +48,8 @@ class CheckpointActor(StepActor[HeldNotes]):
         """Bytes, so far."""
         self._files: tuple[FileEntry, ...] = ()
         self._times: list[StepTime] = []
+        self._facts: CheckpointFacts | None = None
+        """Of what this process has sealed."""
         super().__init__(
             HeldNotes,
             (
@@ -74,7 +76,9 @@ class CheckpointActor(StepActor[HeldNotes]):
         return await in_thread(self._is_published)
 
     async def result(self, _: HeldNotes) -> Checkpointed:
-        return Checkpointed(checkpoint=await in_thread(self._published_facts))
+        if self._facts is None:
+            self._facts = await in_thread(self._published_facts)
+        return Checkpointed(checkpoint=self._facts)
 
     async def _stage(self, _: HeldNotes) -> None:
         roots = all_of(part.find_root() for part in self._parts)
@@ -127,8 +131,10 @@ class CheckpointActor(StepActor[HeldNotes]):
         await in_thread(self._publish)
 
     def _publish(self) -> None:
-        seal(self._staging, self._manifest())
+        manifest = self._manifest()
+        digest = seal(self._staging, manifest)
         self._means.store.publish(self._order.checkpoint)
+        self._facts = facts_of(manifest, digest)
 
     def _published_facts(self) -> CheckpointFacts:
         folder = self._means.store.folder(self._order.checkpoint)

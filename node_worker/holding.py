@@ -128,24 +128,23 @@ class Holding:
         """Whatever stands in the way, told before anything is touched."""
         independent = self._order.independent_gpu_processes
         refuse(obstacles.checkpoint_obstacles(self.evidence, independent=independent))
-        if self._order.place is Place.DISK:
-            containers = [(one.container, one.task.pid) for one in self.held]
-            self.pod_volumes = await in_thread(volumes.look, containers)
-            refuse(tuple(volumes.obstacles(self.pod_volumes)))
+        free = await in_thread(self._look)
+        found = list(volumes.obstacles(self.pod_volumes))
         self.expected_bytes = self.pod_volumes.bytes
-        found: list[Failure] = []
         for one in self.held:
-            one.seen = await in_thread(self._means.look, one.pids)
             facts = self._facts(one)
             found += map(one.named, preflight.obstacles(facts))
             self.expected_bytes += preflight.memory_bytes(facts)
-        free = await self._free_disk()
         refuse((*found, *preflight.lack_of_disk(self.expected_bytes, free)))
 
-    async def _free_disk(self) -> int:
+    def _look(self) -> int:
+        """At everything, in one thread; the bytes that are free on disk."""
+        for one in self.held:
+            one.seen = self._means.look(one.pids)
         if self._order.place is not Place.DISK:
             return sys.maxsize
-        return await in_thread(self._means.store.free_bytes)
+        self.pod_volumes = volumes.look([(one.container, one.task.pid) for one in self.held])
+        return self._means.store.free_bytes()
 
     def _facts(self, one: Held) -> preflight.Facts:
         on_gpu = [process for process in self.evidence.processes if process.pid in one.pids]

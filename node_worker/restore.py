@@ -2,8 +2,8 @@
 
 resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, and every byte
 that is interpreted is right. prepare: a fresh root filesystem with the changes of the checkpoint,
-and the record that names it. create: containerd makes the task, and the memory is verified beside
-it. start: once that is whole, CRIU brings the processes back. gpu: memory back on the GPU; this
+and the record that names it. create: containerd makes the task. memory: it is right as well; it was
+verified meanwhile. start: CRIU brings the processes back. gpu: memory back on the GPU; this
 commits. settle: what the container had before is cleared away.
 
 Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
@@ -87,8 +87,6 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._has_image = False
         self._has_task = False
         self._verification: Verification | None = None
-        self._memory: asyncio.Task[None]
-        """Ends well when it is whole."""
         self._filling: asyncio.Task[None] | None = None
         super().__init__(
             RestoreNotes,
@@ -98,6 +96,7 @@ class RestoreActor(StepActor[RestoreNotes]):
                 Step(name="verify", do=self._verify, long=True),
                 Step(name="prepare", do=self._prepare, undo=self._unprepare),
                 Step(name="create", do=self._create, undo=self._delete_task),
+                Step(name="memory", do=self._verify_memory, long=True),
                 Step(name="start", do=self._start, undo=self._delete_task, long=True),
                 Step(name="gpu", do=self._bring_gpu_back),
                 Step(name="settle", do=self._settle),
@@ -209,6 +208,9 @@ class RestoreActor(StepActor[RestoreNotes]):
     async def _verify(self, _: RestoreNotes) -> None:
         await self._verifying.interpreted
 
+    async def _verify_memory(self, _: RestoreNotes) -> None:
+        await self._verifying.memory
+
     # making
 
     async def _prepare(self, notes: RestoreNotes) -> None:
@@ -291,7 +293,6 @@ class RestoreActor(StepActor[RestoreNotes]):
             await self._tasks.end()
         if self._filling is not None:
             await self._filling
-        self._memory = self._verifying.begin_memory()
         streams = renamed_streams(
             self._part.container.streams, self._part.target.container, self._id
         )
@@ -313,7 +314,6 @@ class RestoreActor(StepActor[RestoreNotes]):
             await in_thread(runc_state.clear, self._space, now)
 
     async def _start(self, notes: RestoreNotes) -> RestoreNotes:
-        await self._memory
         wanted = self._part.gpu_processes
         try:
             # CRIU touches the memory first from which the driver will read.

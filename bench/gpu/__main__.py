@@ -21,8 +21,8 @@ from bench.gpu import ceilings, report
 from bench.gpu.sides import BareSide, ContentStoreSide, DriverCalls, KybernateSide, Seconds, Side
 from bench.gpu.subject import DRIVERS, GIB, Gpus, NoGpu, Watched, find_gpus
 from bench.through_kybernate import ThroughKybernate
+from bench.user import User, user_of
 from kybernate import tasks
-from kybernate.client import client
 from kybernate.embedded.counting import CannotCount
 from kybernate.embedded.host import HostSettings, all_in_one
 from kybernate.embedded.workload import Workloads
@@ -61,7 +61,7 @@ class Place(msgspec.Struct, frozen=True):
     runtime: Containerd
     gpus: Gpus
     driver: DriverCalls
-    api: Any
+    user: User
     caller: Any
     folder: Path
 
@@ -79,12 +79,12 @@ async def opened(folder: Path, gpus: Gpus, driver: DriverCalls) -> AsyncIterator
         all_in_one(settings) as host,
         connect(host.containerd) as runtime,
         open_caller(host.containerd) as caller,
-        client([host.url]) as api,
+        user_of(host.url) as user,
     ):
         if host.daemon is None:
             raise AssertionError("without a socket of another, the containerd is a private one")
         workloads = Workloads(host.daemon, runtime)
-        yield Place(workloads, runtime, gpus, driver, api, caller, folder)
+        yield Place(workloads, runtime, gpus, driver, user, caller, folder)
 
 
 async def measured(
@@ -102,7 +102,7 @@ async def measured(
     sides: tuple[Side, ...] = (
         BareSide(place.runtime, place.driver, bare, id),
         ContentStoreSide(place.runtime, place.driver, place.caller, id),
-        KybernateSide(ThroughKybernate(place.api, id, [])),
+        KybernateSide(ThroughKybernate(place.user, id, [])),
     )
     times: dict[str, list[Seconds]] = {side.name: [] for side in sides}
     for number in range(-warm_up, rounds):

@@ -14,6 +14,7 @@ from kybernate.store.errors import (
 )
 from kybernate.store.folder import CheckpointStore
 from kybernate.store.follower import Follower
+from kybernate.store.hashing import cores
 from kybernate.store.manifest import manifest_digest, read_manifest, seal
 from kybernate.store.verify import verify
 
@@ -29,6 +30,7 @@ __all__ = [
     "StoreFull",
     "StoreUnusable",
     "UnknownFormat",
+    "cores",
     "disk_errors",
     "manifest_digest",
     "read_manifest",

@@ -28,15 +28,23 @@ class _Chunk(NamedTuple):
         return min(CHUNK_BYTES, self.entry.size - self.number * CHUNK_BYTES)
 
 
-def verify(folder: Path, manifest: Manifest, only: Callable[[str], bool] | None = None) -> None:
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    only: Callable[[str], bool] | None = None,
+    *,
+    threads: int = 0,
+) -> None:
     """Return when the folder is whole; Damaged names a difference that was found.
 
     `only`: whose bytes are looked at, by path. Names, kinds and sizes are those of all.
+    `threads`: at most so many; default: one for each core.
     """
     with disk_errors("verify", folder):
         entries = _expected(manifest)
         _check_listing(folder, entries)
-        _check_bytes(folder, [entry for path, entry in entries.items() if not only or only(path)])
+        wanted = [entry for path, entry in entries.items() if not only or only(path)]
+        _check_bytes(folder, wanted, threads or cores())
 
 
 def _expected(manifest: Manifest) -> dict[str, FileEntry]:
@@ -100,11 +108,11 @@ def _contents(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield path, item.stat(follow_symlinks=False)
 
 
-def _check_bytes(folder: Path, entries: Iterable[FileEntry]) -> None:
+def _check_bytes(folder: Path, entries: Iterable[FileEntry], threads: int) -> None:
     """Large chunks first, so that the cores end together; small files go in batches."""
     chunks = [_Chunk(entry, number) for entry in entries for number in range(len(entry.chunks))]
     chunks.sort(key=lambda chunk: chunk.length, reverse=True)
-    with ThreadPoolExecutor(cores(), thread_name_prefix="store-verify") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="store-verify") as pool:
         works = [pool.submit(_check_chunks, folder, batch) for batch in _batches(chunks)]
         try:
             for work in as_completed(works):

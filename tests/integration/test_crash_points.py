@@ -27,7 +27,7 @@ CHECKPOINT = (
 )
 RESTORE = (
     *("resolve", "fit", "verify", "prepare", "create"),
-    *("start", "gpu", "settle"),
+    *("memory", "start", "gpu", "settle"),
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -33,6 +33,7 @@ STEPS = (
     "verify",
     "prepare",
     "create",
+    "memory",
     "start",
     "gpu",
     "settle",
@@ -265,7 +266,7 @@ async def test_the_image_is_missing(shop: Workshop) -> None:
 
 @pytest.mark.parametrize(
     ("file", "step"),
-    [("images/pstree.img", "verify"), ("rootfs.tar", "verify"), ("images/pages-1.img", "start")],
+    [("images/pstree.img", "verify"), ("rootfs.tar", "verify"), ("images/pages-1.img", "memory")],
 )
 async def test_a_damaged_checkpoint(shop: Workshop, file: str, step: str) -> None:
     """What is interpreted is refused before anything is made of it, memory before it is read."""
