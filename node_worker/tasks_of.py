@@ -8,6 +8,7 @@ import asyncio
 import signal
 from typing import Final
 
+from kybernate.tasks import backoff
 from node_worker import freezer
 from node_worker.containerd.port import (
     Container,
@@ -23,6 +24,9 @@ from schemas import reasons
 from schemas.orders import Target
 
 END_SECONDS: Final = 30.0
+PAUSE_TRIES: Final = 8
+UNFROZEN: Final = "unable to freeze"
+"""runc's words; it has thawed by then what was frozen already."""
 ALIVE: Final = frozenset({TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.CREATED})
 
 
@@ -68,7 +72,18 @@ class Tasks:
         return container, task, await self.pids()
 
     async def pause(self) -> None:
-        await self._runtime.pause(self._namespace, self._id)
+        """Again where runc lets go, which it does soon when processes come faster than they freeze:
+        a shell that calls a program in a loop, on a busy machine. The next try catches them.
+        """
+        for failures in range(1, PAUSE_TRIES + 1):
+            try:
+                await self._runtime.pause(self._namespace, self._id)
+            except RuntimeFailed as error:
+                if UNFROZEN not in str(error) or failures == PAUSE_TRIES:
+                    raise
+                await asyncio.sleep(backoff(failures, first=0.05, longest=0.5))
+            else:
+                return
 
     async def resume(self, pid: int) -> None:
         """Let it run on, if it is still the task of that pid."""

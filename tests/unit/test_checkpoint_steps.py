@@ -80,6 +80,21 @@ async def test_a_checkpoint(shop: Workshop, leave_running: bool) -> None:  # noq
     assert shop.gpu.states[pid] is (GpuState.RUNNING if leave_running else GpuState.CHECKPOINTED)
 
 
+@pytest.mark.parametrize("failures", [3, 100])
+async def test_processes_that_come_and_go_faster_than_runc_freezes_are_paused_again(
+    shop: Workshop, failures: int
+) -> None:
+    await shop.start(gpu=True)
+    wanted = order()
+    for nth in range(1, failures + 1):
+        error = RuntimeFailed("Pause: OCI runtime pause failed: unable to freeze")
+        shop.runtime.fail("pause", error, nth=nth)
+    outcome = await shop.run(wanted)
+    committed = failures == 3
+    await assert_sound(shop, wanted, committed=committed)
+    assert (outcome.failure is None) == committed
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("leave_running", [False, True])
