@@ -175,7 +175,7 @@ class CheckpointSpec(Part, frozen=True, kw_only=True):
     gpu: Annotated[CheckpointGpu, Meta(description="How GPU memory is treated.")] = CheckpointGpu()
     deletion_policy: Annotated[
         DeletionPolicy,
-        Meta(description="Whether the checkpoint is deleted together with this resource."),
+        Meta(description="Delete: the checkpoint goes with this resource. Keep: it stays."),
     ] = DeletionPolicy.DELETE
 
 

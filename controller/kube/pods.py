@@ -7,6 +7,7 @@ where the checkpoint is.
 
 import copy
 import json
+import re
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,7 @@ ACCOUNT_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 SHORTEST_GRACE: Final = 1
 """With none at all the API server would not wait for kubelet."""
 LONGEST_NAME: Final = 63
+RESTORED_ENDING: Final = re.compile(r"(-restored-[0-9a-f]{5})+$")
 REVISION_LABEL: Final = "controller-revision-hash"
 INDEX_ANNOTATION: Final = "batch.kubernetes.io/job-completion-index"
 
@@ -210,9 +212,13 @@ def grace_of(record: PodRecord) -> int:
 
 
 def restored_name(original: str, target: TargetPod, restore_uid: str) -> str:
-    """The new pod's name: told, or the original's with five characters of the restore's UID."""
+    """The new pod's name: told, or the original's with five characters of the restore's UID.
+
+    What was restored before is called after the first one, so that names do not grow.
+    """
     ending = f"-restored-{restore_uid.replace('-', '')[:5]}"
-    return target.name or original[: LONGEST_NAME - len(ending)].rstrip("-.") + ending
+    first = RESTORED_ENDING.sub("", original)
+    return target.name or first[: LONGEST_NAME - len(ending)].rstrip("-.") + ending
 
 
 def trouble(pod: Json) -> str:

@@ -33,6 +33,8 @@ from schemas.orders import Place
 SOON_SECONDS: Final = 0.3
 LOOK_SECONDS: Final = 3.0
 ENDED: Final = frozenset({RestorePhase.RUNNING, RestorePhase.FAILED})
+NEVER_MADE: Final = frozenset({conditions.POD_NAME_TAKEN, conditions.POD_REFUSED})
+"""The pod of that name is somebody else's, or there is none."""
 WAITED_FOR: Final = frozenset(
     {conditions.CHECKPOINT_NOT_READY, reasons.NODE_NOT_READY, reasons.UNKNOWN_NODE}
 )
@@ -114,9 +116,11 @@ def waiting(of: KybernateRestore, refusal: Refusal, now: float) -> RestoreStatus
 
 def failed(of: KybernateRestore, refusal: Refusal, now: float) -> RestoreStatus:
     status = _status(of)
+    made = refusal.reason not in NEVER_MADE
     return msgspec.structs.replace(
         status,
         phase=RestorePhase.FAILED,
+        restored_pod_name=status.restored_pod_name if made else None,
         start_time=status.start_time or conditions.timestamp(now),
         duration=_duration(status, now),
         conditions=_conditions(of, now).failed(conditions.RESTORE_FAILED, refusal),

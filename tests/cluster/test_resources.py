@@ -243,6 +243,7 @@ async def test_what_cannot_be_restored_is_refused_in_words(
         status = await place.in_phase(RESTORES, "back", "Failed")
 
         assert condition(status, "Stalled")["reason"] == reason
+        assert "restoredPodName" not in status
         assert reason in await place.events("back")
         pods, _ = await place.kube.listed(PODS, selector="kybernate.io/restore")
         assert place.namespace not in {pod["metadata"]["namespace"] for pod in pods}

@@ -182,6 +182,11 @@ def test_the_new_name_is_a_name_and_says_where_it_comes_from(original: str) -> N
     assert ".-" not in name.removesuffix("-restored-0f0e0")[-1] + "-"
 
 
+@pytest.mark.parametrize("original", ["a", "a-restored-0a1b2", "a-restored-0a1b2-restored-fffff"])
+def test_names_do_not_grow_from_restore_to_restore(original: str) -> None:
+    assert pods.restored_name(original, TargetPod(), UID) == "a-restored-0f0e0"
+
+
 def test_a_name_that_is_asked_for_is_taken() -> None:
     assert pods.restored_name("a", TargetPod(name="b"), UID) == "b"
 
