@@ -15,6 +15,8 @@ from kybernate.cli.exits import Failed, Refused
 STATE = Path("/var/lib/kybernate")
 CONTAINERD = Path("/run/containerd/containerd.sock")
 LAST_PORT = 65535
+LONGEST_NODE = 253
+"""Kubernetes' own limit."""
 
 
 def _address(_context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
@@ -36,6 +38,19 @@ def _tokens_shown(
                 "a token is one line without spaces around it; leave it out to let everybody in"
             )
     return given
+
+
+def _named(_context: click.Context, _parameter: click.Parameter, given: str) -> str:
+    if not given.isprintable() or not 0 < len(given) <= LONGEST_NODE:
+        raise click.BadParameter(
+            f"a node's name has 1 to {LONGEST_NODE} signs on one line; this one has {len(given)}"
+        )
+    return given
+
+
+def _whole(_context: click.Context, _parameter: click.Parameter, given: Path | None) -> Path | None:
+    """Other programs, which work elsewhere, are told of it."""
+    return given and given.absolute()
 
 
 _listen = settings.option(
@@ -85,12 +100,14 @@ _node = settings.option(
     "--node",
     env="NODE",
     default=socket.gethostname,
+    callback=_named,
     show_default="the host's name",
     help="Name of this node; one worker per name.",
 )
 _state = settings.option(
     "--state",
     env="STATE",
+    callback=_whole,
     type=click.Path(file_okay=False, path_type=Path),
     default=STATE,
     show_default=True,
@@ -99,6 +116,7 @@ _state = settings.option(
 _checkpoints = settings.option(
     "--checkpoints",
     env="CHECKPOINTS",
+    callback=_whole,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of checkpoints; default: in the state folder.",
 )
@@ -112,6 +130,7 @@ _pods = settings.option(
 _runtime_state = settings.option(
     "--runtime-state",
     env="RUNTIME_STATE",
+    callback=_whole,
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("/run/kybernate"),
     show_default=True,
@@ -154,6 +173,7 @@ def controller(**given: Any) -> None:
 @settings.option(
     "--containerd",
     env="CONTAINERD",
+    callback=_whole,
     type=_socket,
     default=CONTAINERD,
     show_default=True,
@@ -192,6 +212,7 @@ def worker(**given: Any) -> None:
 @settings.option(
     "--containerd",
     env="CONTAINERD",
+    callback=_whole,
     type=_socket,
     help="Socket of a containerd that runs already; default: a private one in the state folder.",
 )

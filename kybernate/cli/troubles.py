@@ -1,5 +1,6 @@
 """What can be wrong with a service's surroundings, in words; imported when something is."""
 
+import errno
 from collections.abc import Iterator
 
 from kybernate.bus import BusProblem
@@ -28,6 +29,11 @@ FAILED = (
 )
 
 
+_NO_PLACE = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+)
+
+
 def in_words(error: BaseException) -> Stop | None:
     """What to tell of an error; None for one that is a fault of the program."""
     told = list(_leaves(error))
@@ -51,4 +57,6 @@ def _advice(error: BaseException) -> str:
         return "see that NATS runs, that --nats names it, and that the credentials are right"
     if isinstance(error, RuntimeUnavailable):
         return "see that containerd runs and that --containerd names its socket"
+    if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        return "see that the folders of --state and --checkpoints can be written and have room"
     return ""

@@ -13,6 +13,8 @@ from controller import app as controller_app
 from controller.settings import ControllerSettings
 from kybernate.bus import BusSettings, BusUnavailable
 from kybernate.cli.program import program
+from node_worker import app as worker_app
+from node_worker.settings import WorkerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,39 @@ def test_no_nats_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     result = controller("--nats", "nats://127.0.0.1:1")
     assert result.exit_code == 3
     assert "kybernate: connection refused\n  what to do: see that NATS runs" in result.stderr
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[WorkerSettings]:
+    """The settings of workers that were to be run."""
+    seen: list[WorkerSettings] = []
+
+    async def run(settings: WorkerSettings, **_: Any) -> None:
+        seen.append(settings)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(worker_app, "run", run)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    return seen
+
+
+def test_folders_are_told_to_other_programs_from_the_root_on(
+    served: list[WorkerSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        program,
+        ["worker", "--state", "here", "--checkpoints", "there", "--containerd", "./a.sock"],
+    )
+    assert result.exit_code == 0, result.output
+    [settings] = served
+    assert settings.state == tmp_path / "here"
+    assert settings.checkpoints == tmp_path / "there"
+    assert settings.containerd == tmp_path / "a.sock"
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "x" * 300])
+def test_what_is_no_name_of_a_node_is_wrong_usage(served: list[WorkerSettings], name: str) -> None:
+    result = CliRunner().invoke(program, ["worker", "--node", name])
+    assert (result.exit_code, served) == (2, [])
+    assert "a node's name has 1 to 253 signs" in result.stderr

@@ -1,5 +1,7 @@
 """What is wrong with a service's surroundings reaches its user in words, never as a trace."""
 
+import errno
+
 import pytest
 
 from kybernate.bus import BusUnavailable
@@ -22,6 +24,14 @@ def test_each_trouble_ends_in_its_words_and_exit_code(error: Exception, stop: ty
 
     assert isinstance(told, stop)
     assert str(error) in str(told)
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do() -> None:
+    told = in_words(OSError(errno.EROFS, "Read-only file system", "/state/worker.lock"))
+
+    assert isinstance(told, Failed)
+    assert "/state/worker.lock" in str(told)
+    assert "--state and --checkpoints" in told.advice
 
 
 def test_a_fault_of_the_program_keeps_its_trace() -> None:
