@@ -78,9 +78,13 @@ def _parameters(route: Route, schema_of: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": HTTPStatus(route.status).phrase}
+    content = {}
     if route.answer is not None:
-        good["content"] = {route.media: {"schema": schema_of[repr(route.answer)]}}
+        content = {"content": {route.media: {"schema": schema_of[repr(route.answer)]}}}
+    good = {
+        str(status): {"description": HTTPStatus(status).phrase, **content}
+        for status in (route.status, *route.also)
+    }
     refused = {
         str(status): {
             "description": HTTPStatus(status).phrase,
@@ -90,4 +94,4 @@ def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     }
     problem = {"schema": schema_of[repr(Problem)]}
     otherwise = {"description": "Refused", "content": {"application/json": problem}}
-    return {str(route.status): good, **refused, "default": otherwise}
+    return {**good, **refused, "default": otherwise}

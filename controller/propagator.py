@@ -167,6 +167,7 @@ class Propagator:
                 handler=self.status,
                 summary="How far a checkpoint or a restore is; 404 with status not_found",
                 answer=PodStatus,
+                also=(404,),
                 refusals=(401, 503),
             ),
             Route(

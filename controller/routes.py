@@ -21,6 +21,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     answer: Any = None
     """The type of a good answer's body."""
     status: int = 200
+    also: tuple[int, ...] = ()
+    """Further statuses that come with a good answer's body."""
     media: str = "application/json"
     refusals: tuple[int, ...] = ()
     """Further statuses that the route answers with a Problem."""

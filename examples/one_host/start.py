@@ -29,7 +29,7 @@ def main() -> None:
 
 
 async def start(state: Path, name: str, workload: Workload) -> Path:
-    daemon = PrivateContainerd(find_stack(), state / "containerd")
+    daemon = PrivateContainerd(find_stack(), state.absolute() / "containerd")
     async with connect(daemon.socket) as runtime:
         return (await Workloads(daemon, runtime).start_container(name, workload)).log
 

@@ -312,6 +312,8 @@ async def test_the_description_is_valid_and_names_every_route(
     assert "/api/v1/actions/{id}/watch" in paths
     assert "/v1/checkpoint/status/{action_id}" in paths
     assert "/v2/checkpoints/deprecate/{checkpoint_id}" in paths
+    status = paths["/v2/checkpoint/status/{action_id}"]["get"]["responses"]
+    assert status["404"]["content"] == status["200"]["content"]
     ids = [operation["operationId"] for path in paths.values() for operation in path.values()]
     assert len(ids) == len(set(ids))
 
