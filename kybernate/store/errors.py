@@ -83,6 +83,7 @@ class StoreFull(StoreError):
 class StoreUnusable(StoreError):
     """The file system of the checkpoint store refuses to read or to write."""
 
+    reason = reasons.STORE_UNUSABLE
     advice = "Look at the disk, its mount and the rights of the store's folder."
 
 

@@ -1,3 +1,4 @@
+import errno
 import stat
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kybernate.store import (
     NoSuchCheckpoint,
     StoreError,
     StoreFull,
+    StoreUnusable,
     UnknownFormat,
     disk_errors,
     manifest_digest,
@@ -235,3 +237,12 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     ):
         file.write(b"x")
     assert caught.value.reason == reasons.DISK_FULL
+
+
+def test_a_disk_that_cannot_be_written_has_a_reason_of_its_own(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StoreUnusable, match="Read-only file system") as told,
+        disk_errors("write", tmp_path),
+    ):
+        raise OSError(errno.EROFS, "Read-only file system")
+    assert told.value.reason == reasons.STORE_UNUSABLE
