@@ -110,9 +110,19 @@ class Reporter:
         results = await asyncio.gather(
             *(self._publish_one(event) for event in events), return_exceptions=True
         )
+        told = list(zip(events, results, strict=True))
+        self._keep(event for event, problem in told if problem is not None)
         for problem in results:
             if problem is not None:
                 raise problem
+
+    def _keep(self, bundles: Iterable[JobEvent]) -> None:
+        """Steps that could not be told go before those that have come since; ends are kept by
+        the ledger.
+        """
+        untold = [event for bundle in bundles for event in bundle.one_by_one()]
+        steps = [event for event in untold if event.kind not in TERMINAL_EVENTS]
+        self._steps = deque([*steps, *self._steps], maxlen=WAITING)
 
     async def _publish_one(self, event: JobEvent) -> None:
         dedupe = f"{event.action}.{event.attempt}.{event.sequence}"

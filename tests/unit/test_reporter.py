@@ -1,7 +1,17 @@
-"""How events of a job are bundled into one message."""
+"""How events of a job are bundled into one message, and wait while nobody takes them."""
 
-from node_worker.reporter import bundled
-from schemas.messages import EventKind, JobEvent
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kybernate.bus import BusUnavailable
+from kybernate.bus.memory import MemoryBroker
+from node_worker.ledger import Ledger
+from node_worker.reporter import Reporter, bundled
+from schemas.base import decode
+from schemas.messages import EventKind, Job, JobEvent
+from schemas.orders import DeleteOrder
 
 
 def event(kind: EventKind, sequence: int, *, step: str = "", action: str = "a") -> JobEvent:
@@ -43,3 +53,24 @@ def test_of_progress_only_the_newest_counts() -> None:
 def test_a_single_event_goes_as_it_is() -> None:
     accepted = event(EventKind.ACCEPTED, 0)
     assert bundled([accepted]) == [accepted]
+
+
+async def test_steps_that_the_server_did_not_take_are_told_later(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    bus = broker.bus()
+    await bus.ensure_topology()
+    order = DeleteOrder(checkpoint="3d1f9c54-6a51-4b6e-9d54-0c1f6f1f2a10")
+    job = Job(action="a", attempt=1, node="n", order=order, deadline=1.0)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        reporter = Reporter(bus, "n", ledger)
+        listener = reporter.listener(job, 1)
+        listener.done("dump", 1.0)
+        broker.disconnect()
+        with pytest.raises(BusUnavailable):
+            await reporter.publish()
+        listener.done("seal", 1.0)
+        broker.reconnect()
+        await reporter.publish()
+    [delivery] = await bus.events().fetch(9, wait=5)
+    told = decode(delivery.data, JobEvent).one_by_one()
+    assert [event.step for event in told] == ["dump", "seal"]
