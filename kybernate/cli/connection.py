@@ -129,12 +129,20 @@ class Connection:
         self._servers.insert(0, server)
 
 
+_START = (
+    "start one (`kybernate up` for this host alone), or name a running one with "
+    "--server or KYBERNATE_SERVER"
+)
+_ADVICE = {
+    "CERTIFICATE_VERIFY_FAILED": "name the authority of its certificate in SSL_CERT_FILE, "
+    "and the host as the certificate does",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS: write http:// instead of https://",
+}
+
+
 def unreachable(problems: str) -> Unreachable:
-    return Unreachable(
-        f"no controller answers at {problems}",
-        "start one (`kybernate up` for this host alone), or name a running one with "
-        "--server or KYBERNATE_SERVER",
-    )
+    advice = next((words for sign, words in _ADVICE.items() if sign in problems), _START)
+    return Unreachable(f"no controller answers at {problems}", advice)
 
 
 def _silent(servers: list[str], error: Exception) -> Unreachable:

@@ -426,6 +426,12 @@ def test_a_host_name_that_cannot_be_one_is_told(server: RestServer) -> None:
     assert result.exit_code == 3
 
 
+def test_a_server_without_tls_is_told_as_one(server: RestServer) -> None:
+    result = call(server.url.replace("http://", "https://"), "get", "nodes")
+    assert result.exit_code == 3
+    assert "write http:// instead of https://" in result.stderr
+
+
 def test_a_token_of_two_lines_is_wrong_usage(server: RestServer) -> None:
     result = call(server, "get", "nodes", "--token", "one\ntwo")
     assert (result.exit_code, server.asked) == (2, [])
