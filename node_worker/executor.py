@@ -14,9 +14,10 @@ import logging
 import random
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -98,6 +99,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._called = asyncio.Event()
+        self._interruptible: asyncio.Task[Any] | None = None
         self.failure: Failure | None = None
 
     def call(self, failure: Failure) -> None:
@@ -105,9 +107,33 @@ class Stop:
         if self.failure is None:
             self.failure = failure
             self._called.set()
+            if self._interruptible is not None:
+                self._interruptible.cancel()
 
     async def wait(self) -> None:
         await self._called.wait()
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A call cancels what this task does in the block, which is told by CalledOff.
+
+        Nobody else cancels a task that walks a plan.
+        """
+        task = self._interruptible = asyncio.current_task()
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if self.failure is None:
+                raise
+            raise CalledOff from error
+        finally:
+            self._interruptible = None
+            if self.failure is not None and task is not None:
+                task.uncancel()
+
+
+class CalledOff(Exception):
+    """The step was cancelled because the job was stopped."""
 
 
 class _GaveUp(Exception):
@@ -151,7 +177,7 @@ class Executor(Generic[N]):
         self._pause = pause
         raw = None if fresh else ledger.notes(job)
         self._notes = actor.notes() if raw is None else decode(raw, actor.notes)
-        self._written = encode(self._notes)
+        self._written = self._notes
         self._history = History() if fresh else ledger.history(job)
         self._failure = None if fresh else ledger.failure(job)
         self._result: Result | None = None
@@ -197,28 +223,15 @@ class Executor(Generic[N]):
             self._turn_back(self._stop.failure)
             return
         try:
-            if step in self._actor.interruptible:
-                await self._interruptibly(step)
-            else:
+            with self._interrupting(step):
                 await self._act(step)
         except Exception as error:
             log.info("step %s of job %s failed", step, self._job, exc_info=error)
             self._record(step, Phase.FAILED)
             self._turn_back(self._why(step, error))
 
-    async def _interruptibly(self, step: str) -> None:
-        act = asyncio.create_task(self._act(step), name=f"{self._job} {step}")
-        called_off = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait({act, called_off}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            called_off.cancel()
-            if not act.done():
-                act.cancel()
-                await asyncio.wait({act})
-        if act.cancelled():
-            raise _CalledOff
-        act.result()
+    def _interrupting(self, step: str) -> AbstractContextManager[None]:
+        return self._stop.interrupting() if step in self._actor.interruptible else nullcontext()
 
     async def _act(self, step: str) -> None:
         self._listener.started(step)
@@ -279,18 +292,16 @@ class Executor(Generic[N]):
         )
 
     def _why(self, step: str, error: Exception) -> Failure:
-        if isinstance(error, _CalledOff) and self._stop.failure is not None:
+        if isinstance(error, CalledOff) and self._stop.failure is not None:
             return msgspec.structs.replace(self._stop.failure, step=step)
         return failure_at(step, error)
 
     def _write(self, step: str, phase: Phase) -> None:
         """Write down, or raise: without the record nothing may be done."""
         self._remember(step, phase)
-        notes = encode(self._notes)
-        news = phase is Phase.DONE and notes != self._written
-        self._ledger.step(self._job, step, phase, notes if news else None)
-        if news:
-            self._written = notes
+        news = self._notes is not self._written
+        self._ledger.step(self._job, step, phase, encode(self._notes) if news else None)
+        self._written = self._notes
 
     def _record(self, step: str, phase: Phase) -> None:
         """Write down if that is possible: the way back must not need room on the disk.
@@ -315,10 +326,6 @@ class Executor(Generic[N]):
             self._ledger.turn_back(self._job, failure)
         except sqlite3.Error:
             log.exception("cannot write down that job %s is turned back", self._job)
-
-
-class _CalledOff(Exception):
-    """The step was cancelled because the job was stopped."""
 
 
 def failure_at(step: str, error: Exception) -> Failure:
