@@ -1,6 +1,7 @@
 """The executor over actors that fail, hang, are called off and die, with a real ledger."""
 
 import asyncio
+import contextlib
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -142,8 +143,14 @@ async def test_called_off_before_it_began(ledger: Ledger) -> None:
     assert outcome.failure == CANCELLED
 
 
+def goes_on_undisturbed(_: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
 async def test_called_off_in_the_middle_of_a_step(ledger: Ledger) -> None:
-    stop, actor = Stop(), ListActor(PLAN)
+    stop, actor = Stop(), ListActor(PLAN, before=goes_on_undisturbed)
     gate = actor.gates["dump"] = Gate()
     running = asyncio.create_task(run(actor, ledger, stop=stop))
     await gate.reached.wait()
@@ -153,6 +160,22 @@ async def test_called_off_in_the_middle_of_a_step(ledger: Ledger) -> None:
     assert actor.effects == []
     assert outcome.failure is not None
     assert (outcome.failure.reason, outcome.failure.step) == (reasons.CANCELLED, "dump")
+
+
+async def test_a_step_that_ends_although_it_is_called_off_is_undone(ledger: Ledger) -> None:
+    stop, actor = Stop(), ListActor(PLAN, before=goes_on_undisturbed)
+    gate = actor.gates["dump"] = Gate()
+
+    async def passed() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await Gate.passed(gate)
+
+    gate.passed = passed  # type: ignore[method-assign]
+    running = asyncio.create_task(run(actor, ledger, stop=stop))
+    await gate.reached.wait()
+    stop.call(CANCELLED)
+    outcome = await running
+    assert (actor.effects, outcome.failure) == ([], CANCELLED)
 
 
 async def test_a_short_step_is_done_before_it_is_undone(ledger: Ledger) -> None:
