@@ -1,5 +1,6 @@
 """What every HTTP answer of the controller has in common: records, problems, who may ask, spans."""
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from schemas.requests import Problem, misfit
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY_BYTES: Final = 64 * 1024
+BODY_SECONDS: float = 15.0
+"""A client that sends slower, or less than it announced, holds no connection for ever."""
 OPEN_TO_ALL: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 STATUS_OF_REASON: Final = {
@@ -59,7 +62,14 @@ def refusal(problem: Problem, status: int | None = None) -> web.Response:
 async def body_of(request: web.Request, of: Any) -> Any:
     """The body as a record; Refused with the place and the kind of the mistake."""
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise Refused(
+            reasons.INVALID_REQUEST,
+            f"the request's body did not arrive in {BODY_SECONDS:g} s",
+            "send as many bytes as Content-Length says",
+        ) from error
     except web.RequestPayloadError as error:
         raise Refused(
             reasons.INVALID_REQUEST,
@@ -138,11 +148,20 @@ async def explained(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def guarded(tokens: tuple[str, ...]) -> Any:
-    """Lets in who shows one of the tokens; everybody when there are none."""
+    """Lets in who shows one of the tokens; everybody but web pages when there are none.
+
+    A page that somebody looks at on this host could otherwise ask for anything in their name.
+    """
     accepted = [token.encode() for token in tokens]
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not accepted and request.method != "GET" and "Origin" in request.headers:
+            raise Refused(
+                reasons.UNAUTHORIZED,
+                "a web page asks for this, and nobody needs a token here",
+                "give the controller a token (--token) and let the page show it",
+            )
         if not accepted or request.path in OPEN_TO_ALL:
             return await handler(request)
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")

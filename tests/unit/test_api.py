@@ -227,6 +227,20 @@ async def test_a_body_that_is_encoded_otherwise_than_it_says_is_explained(
         assert "cannot be read" in msgspec.json.decode(await answer.read(), type=Problem).message
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.http.BODY_SECONDS", 0.2)
+    async with controller(bus) as url:
+        port = int(url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /api/v1/actions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+        async with asyncio.timeout(30):
+            status = await reader.readline()
+        writer.close()
+    assert b" 400 " in status
+
+
 async def test_a_key_that_is_no_id_and_a_query_that_does_not_fit_are_explained(
     session: aiohttp.ClientSession,
 ) -> None:
@@ -244,6 +258,17 @@ async def test_a_key_that_is_no_id_and_a_query_that_does_not_fit_are_explained(
     async with session.delete("/api/v1/actions") as answer:
         assert answer.status == 405
         assert answer.headers["Allow"] == "GET,POST"
+
+
+async def test_a_web_page_gets_nothing_done_without_a_token(
+    session: aiohttp.ClientSession,
+) -> None:
+    body = msgspec.json.encode(ASK)
+    headers = {"Origin": "https://elsewhere.example", "Content-Type": "text/plain"}
+    async with session.post("/api/v1/actions", data=body, headers=headers) as answer:
+        assert answer.status == 401
+    async with session.get("/api/v1/actions", headers=headers) as answer:
+        assert await answer.json() == []
 
 
 async def test_only_who_shows_a_token_is_let_in(bus: Bus) -> None:
