@@ -13,8 +13,9 @@ twice, and to reports in any order:
 2.  A report of an earlier attempt changes nothing. Neither does one about an ended action, except
     that a late report of a step completes the list of steps. A report of a later attempt than the
     record's shows that the record was lost and restored: the record catches up.
-3.  What a node completed is true whatever became of the action: a durable checkpoint goes into
-    the catalogue, and a deleted one is marked there, from any attempt at any time.
+3.  What a node calls done is true whatever became of the action: a durable checkpoint goes into
+    the catalogue, and a deleted one is marked there, from any attempt at any time. A node may say
+    so before its job has ended; the record shows it from then on.
 4.  Within an attempt, reports of steps may come in any order and twice. Progress older than the
     newest report is dropped. The one report that ends an attempt always counts.
 5.  A failure that another attempt may cure leads to one: while attempts are left, before the
@@ -154,8 +155,8 @@ def job_of(action: Action) -> Job:
 
 
 def truths_of(event: JobEvent, action: Action | None = None) -> tuple[Command, ...]:
-    """What a completed job says about checkpoints, true whatever became of its action."""
-    if event.kind is not EventKind.COMPLETED:
+    """What a job's result says about checkpoints, true whatever became of its action."""
+    if event.kind in {EventKind.FAILED, EventKind.CANCELLED}:
         return ()
     match event.result:
         case Checkpointed(checkpoint=facts):
@@ -192,8 +193,9 @@ def _stay(action: Action, _given: Input, _now: float, _rules: Rules) -> Decision
 def _take_report(action: Action, event: JobEvent, now: float, _rules: Rules) -> Decision:
     newer = event.sequence > action.sequence
     steps = steps_with(action.steps, event, newer=newer)
+    result = event.result or action.result
     running = action.state is ActionState.RUNNING
-    if running and not newer and steps == action.steps:
+    if running and not newer and (steps, result) == (action.steps, action.result):
         return Decision(action=action)
     after = _changed(
         action,
@@ -202,14 +204,16 @@ def _take_report(action: Action, event: JobEvent, now: float, _rules: Rules) -> 
         dispatched=action.dispatched or now,
         sequence=max(event.sequence, action.sequence),
         steps=steps,
+        result=result,
     )
     wish = (_wish(action),) if action.cancel_requested and not running else ()
-    return Decision(action=after, commands=wish)
+    return Decision(action=after, commands=(*truths_of(event, action), *wish))
 
 
 def _take_late_report(action: Action, event: JobEvent, _now: float, _rules: Rules) -> Decision:
     steps = steps_with(action.steps, event, newer=False)
-    return Decision(action=msgspec.structs.replace(action, steps=steps))
+    late = msgspec.structs.replace(action, steps=steps)
+    return Decision(action=late, commands=truths_of(event, action))
 
 
 def _complete(action: Action, event: JobEvent, now: float, _rules: Rules) -> Decision:

@@ -37,9 +37,16 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(Protocol):
-    """Tells how far a long step is."""
+    """Tells what happens in a step."""
 
-    def progress(self, step: str, done_bytes: int, total_bytes: int) -> None: ...
+    def progress(self, step: str, done_bytes: int, total_bytes: int) -> None:
+        """How far it is."""
+
+    def durable(self, step: str, result: Result) -> None:
+        """What is true from now on, though the job goes on."""
+
+    def remark(self, step: str, words: str) -> None:
+        """What a reader of the action should know."""
 
 
 async def nothing(_: Any) -> None:

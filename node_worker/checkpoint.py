@@ -2,15 +2,19 @@
 
 resolve, preflight: nothing is touched. stage: a folder aside. lock, gpu, pause: the workload
 stands still. dump, rootfs, hash: memory and changed files are written and hashed meanwhile.
-seal: durable, then visible; this commits. release: the workload is ended, or runs on.
+seal: durable, then visible; this commits. retire, of a pod that is to go: it stands still until
+kubelet has ended it. release: the workload is ended, or runs on.
 
 CRIU leaves the task as it was, paused; it is ended only when the checkpoint is durable.
 """
 
+import asyncio
 import contextlib
+import logging
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from kybernate import telemetry
 from kybernate.store import Follower, NoSuchCheckpoint, manifest_digest, read_manifest, seal
@@ -28,6 +32,11 @@ from schemas import reasons
 from schemas.manifest import PARTS_FOLDER, CheckpointFacts, FileEntry, Manifest, StepTime
 from schemas.messages import Checkpointed, Job
 from schemas.orders import CheckpointOrder
+
+log = logging.getLogger(__name__)
+
+RETIRE: Final = "retire"
+LOOK_SECONDS: Final = 0.1
 
 
 class CheckpointActor(StepActor[HeldNotes]):
@@ -60,6 +69,7 @@ class CheckpointActor(StepActor[HeldNotes]):
                 Step(name="rootfs", do=self._rootfs, long=True),
                 Step(name="hash", do=self._hash, long=True),
                 Step(name="seal", do=self._seal),
+                *((Step(name=RETIRE, do=self._retire),) if order.ends_pod else ()),
                 Step(name="release", do=self._release),
             ),
             commit="seal",
@@ -146,6 +156,25 @@ class CheckpointActor(StepActor[HeldNotes]):
         except NoSuchCheckpoint:
             return False
         return read_manifest(folder).action == self._job.action
+
+    async def _retire(self, notes: HeldNotes) -> None:
+        """Let kubelet end the containers: those that end otherwise it starts anew.
+
+        The controllers delete the pod when they are told that the checkpoint is durable.
+        """
+        self._progress.durable(RETIRE, await self.result(notes))
+        patience = self._means.settings.retire_seconds
+        until = time.monotonic() + patience
+        while not await self._held.have_ended(notes):
+            if time.monotonic() >= until:
+                words = (
+                    f"the pod was not ended within {patience:.0f} s, so its containers were ended "
+                    "here; kubelet may start them from their image until the pod is deleted"
+                )
+                log.warning("job %s: %s", self._job.id, words)
+                self._progress.remark(RETIRE, words)
+                return
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _release(self, notes: HeldNotes) -> None:
         go = self._held.let_run if self._order.leave_running else self._held.end_tasks

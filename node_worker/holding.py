@@ -113,6 +113,10 @@ class Holding:
         await self._resume(notes)
         await self._release_gpu(notes)
 
+    async def have_ended(self, notes: HeldNotes) -> bool:
+        pairs = self._with_pids(notes)
+        return all([await one.tasks.has_ended(pid) for one, pid in pairs])
+
     async def end_tasks(self, notes: HeldNotes) -> None:
         await all_of(one.tasks.end(pid) for one, pid in self._with_pids(notes))
 

@@ -143,7 +143,7 @@ def bundled(events: Iterable[JobEvent]) -> list[JobEvent]:
 def _bundle(events: list[JobEvent]) -> JobEvent:
     last = events.pop()
     if last.kind in TERMINAL_EVENTS:
-        events = [event for event in events if event.kind not in HINTS]
+        events = [event for event in events if event.kind not in HINTS or event.note]
     return msgspec.structs.replace(last, earlier=tuple(events)) if events else last
 
 
@@ -168,6 +168,12 @@ class JobListener:
             )
         )
 
+    def durable(self, step: str, result: Result) -> None:
+        self._take(self._event(EventKind.PROGRESS, step=step, result=result))
+
+    def remark(self, step: str, words: str) -> None:
+        self._take(self._event(EventKind.PROGRESS, step=step, note=words))
+
     def done(self, step: str, seconds: float) -> None:
         self._take(self._event(EventKind.STEP_DONE, step=step, seconds=seconds))
 
@@ -183,6 +189,7 @@ class JobListener:
         done_bytes: int | None = None,
         total_bytes: int | None = None,
         note: str = "",
+        result: Result | None = None,
     ) -> JobEvent:
         sequence, self._next = self._next, self._next + 1
         return JobEvent(
@@ -197,6 +204,7 @@ class JobListener:
             done_bytes=done_bytes,
             total_bytes=total_bytes,
             note=note,
+            result=result,
         )
 
 

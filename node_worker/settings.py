@@ -32,6 +32,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     are: for those that come from another node. Not given: these stay as they were there."""
     cgroup_parent: str = ""
 
+    retire_seconds: float = 20.0
+    """How long the containers of a pod that is to go stand still for kubelet to end them."""
     pods: bool = False
     """Whether this worker brings containers of Kubernetes pods back."""
     runtime_state: Path = DEFAULT_RUNTIME_STATE

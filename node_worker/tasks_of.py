@@ -97,6 +97,11 @@ class Tasks:
                 raise
             await self._runtime.resume(self._namespace, self._id)
 
+    async def has_ended(self, pid: int) -> bool:
+        """The task of that pid, by whomever."""
+        task = await self.found()
+        return task is None or task.pid != pid or task.status is TaskStatus.STOPPED
+
     async def end(self, pid: int | None = None) -> None:
         """Kill it and delete it, if it is still there (and of that pid)."""
         task = await self.found()

@@ -56,6 +56,7 @@ class Action(Message, frozen=True, kw_only=True):
     """Why earlier attempts ended."""
     failure: Failure | None = None
     result: Result | None = None
+    """Durable, even if the action has not ended yet."""
     traceparent: str = ""
     labels: dict[str, str] = {}
     """What the one who asked wants to find again; nothing here acts on it."""

@@ -82,6 +82,7 @@ class JobEvent(Message, frozen=True, kw_only=True):
     note: str = ""
     failure: Failure | None = None
     result: Result | None = None
+    """What is durable from here on: of a completed job, or of one that has only to clear up."""
     earlier: tuple["JobEvent", ...] = ()
     """Events of the same attempt that came before and travel with this one."""
 

@@ -65,6 +65,11 @@ class CheckpointOrder(Record, frozen=True, kw_only=True, tag_field="verb", tag="
     pod: PodRecord | None = None
     """The pod of Kubernetes that the containers belong to."""
 
+    @property
+    def ends_pod(self) -> bool:
+        """The pod is deleted once its checkpoint is durable, and its containers end with it."""
+        return self.pod is not None and not self.leave_running
+
     def __post_init__(self) -> None:
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("two parts of the checkpoint have the same name")

@@ -105,11 +105,14 @@ def followed(of: KybernateCheckpoint, action: Action, now: float) -> CheckpointS
                 checkpoint_ref=facts.id,
                 checkpoint_size=conditions.size(facts.size),
                 conditions=_conditions(of, now).done(
-                    conditions.CHECKPOINT_COMPLETED, f"checkpoint {facts.id} is durable"
+                    conditions.CHECKPOINT_COMPLETED, _with_notes(action, facts.id)
                 ),
             )
         case Action(ended=True):
             return failed(of, _why(action), now)
+        case Action(state=ActionState.RUNNING, result=Checkpointed(checkpoint=facts)):
+            words = f"checkpoint {facts.id} is durable, its pod is being ended"
+            phase = CheckpointPhase.IN_PROGRESS
         case Action(state=ActionState.RUNNING):
             step = action.steps[-1].step if action.steps else "accepted"
             words, phase = f"{action.node} is at work: {step}", CheckpointPhase.IN_PROGRESS
@@ -172,26 +175,26 @@ class Checkpoints:
         row = await self._means.records.at_hand(_status(of).action or "")
         if row is None:
             return await self._start(of)
+        await self._end_pod(row.value)
         status = followed(of, row.value, self._means.clock())
         if status.phase in ENDED:
-            await self._tell_end(of, row.value, status)
+            await self._tell_end(of, status)
         await self._show(of, status)
         return None if status.phase in ENDED else SOON_SECONDS
 
-    async def _tell_end(
-        self, of: KybernateCheckpoint, action: Action, status: CheckpointStatus
-    ) -> None:
+    async def _tell_end(self, of: KybernateCheckpoint, status: CheckpointStatus) -> None:
         """Before the status says so, as nobody comes back here afterwards."""
-        last = status.conditions[-1]
-        if status.phase is CheckpointPhase.FAILED:
-            await self._means.tell(of, last.reason, last.message, warning=True)
-            return
+        last, failed = status.conditions[-1], status.phase is CheckpointPhase.FAILED
+        await self._means.tell(of, last.reason, last.message, warning=failed)
+
+    async def _end_pod(self, action: Action) -> None:
+        """Delete the pod whose checkpoint is durable, while its containers still stand: kubelet
+        starts none anew of a pod that is being deleted.
+        """
         order = action.order
-        if isinstance(order, CheckpointOrder) and order.pod and not order.leave_running:
-            at, pod = of.metadata, order.pod
-            grace = pods.grace_of(pod)
-            await self._means.kube.delete(PODS, at.namespace, pod.name, uid=pod.uid, grace=grace)
-        await self._means.tell(of, last.reason, last.message, warning=False)
+        if isinstance(order, CheckpointOrder) and order.ends_pod and order.pod and action.result:
+            pod, grace = order.pod, pods.grace_of(order.pod)
+            await self._means.kube.delete(PODS, pod.namespace, pod.name, uid=pod.uid, grace=grace)
 
     async def _start(self, of: KybernateCheckpoint) -> float | None:
         status, now = _status(of), self._means.clock()
@@ -290,6 +293,7 @@ class Checkpoints:
         row = await self._means.records.at_hand(action) if action else None
         if row is None or row.value.ended:
             return None
+        await self._end_pod(row.value)
         try:
             await self._means.engine.cancel(row.key)
         except NotAllowed:  # it has just ended
@@ -365,6 +369,11 @@ def _ended(of: KybernateCheckpoint, at: float) -> CheckpointStatus:
         duration=conditions.duration(at - began),
         observed_generation=status.observed_generation or of.metadata.generation,
     )
+
+
+def _with_notes(action: Action, checkpoint: str) -> str:
+    notes = (step.note for step in action.steps if step.note)
+    return "; ".join((f"checkpoint {checkpoint} is durable", *notes))
 
 
 def _why(action: Action) -> Refusal:

@@ -55,14 +55,16 @@ class Owned:
         self.name = f"counting-{kind.lower()}"
         self.node = services.node.name
 
-    async def make(self, replicas: int = 1, command: str = "", grace_seconds: int = 0) -> list[str]:
-        """Its pods, once each has counted a little."""
+    async def make(
+        self, replicas: int = 1, command: str = "", grace_seconds: int = 0, **spec: int
+    ) -> list[str]:
+        """Its pods, once each has counted a little; `spec`: more of the owner's."""
         pod = counting_pod("unused")
         pod["spec"]["terminationGracePeriodSeconds"] = grace_seconds
         pod["spec"]["nodeSelector"] = {"kubernetes.io/hostname": self.node}
         if command:
             pod["spec"]["containers"][0]["command"] = ["sh", "-c", command]
-        body = owner(self.kind, self.name, pod, replicas=replicas)
+        body = owner(self.kind, self.name, pod, replicas=replicas, **spec)
         await self.cluster.apply(body)
         names = await self.pods(replicas)
         for name in names:
@@ -170,7 +172,7 @@ async def cordoned(owned: Owned) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("owned", ["Job"], indirect=True)
 async def test_a_jobs_pod_goes_on_to_its_end(owned: Owned) -> None:
-    (pod,) = await owned.make(command=FINITE)
+    (pod,) = await owned.make(command=FINITE, backoffLimit=0)
     old = await owned.uid(pod)
     await owned.evict(pod)
     (heir,) = await owned.pods(1, besides=(old,))

@@ -8,6 +8,7 @@ needs, so that any of them can run alone.
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -16,6 +17,7 @@ from node_worker.executor import Point
 from schemas import reasons
 from schemas.messages import EventKind, JobEvent
 from schemas.orders import DeleteOrder, RestoreOrder
+from schemas.pods import PodRecord
 from tests.support.crash_house import CONTAINER, TARGET, House, checkpoint_order, crash_house
 from tests.support.crashing_worker import Fate
 
@@ -29,6 +31,7 @@ RESTORE = (
     *("resolve", "fit", "verify", "prepare", "create"),
     *("memory", "start", "gpu", "settle"),
 )
+POD = PodRecord(namespace="default", name="counter", uid="u", node="crashing", template="{}")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -60,6 +63,32 @@ async def test_checkpoint(
         assert event.failure is not None
         assert event.failure.reason == reasons.WORKER_RESTARTED
     if committed and not leave_running:
+        assert await house.status() is None
+    else:
+        await house.counts_on()
+
+
+@pytest.mark.parametrize("point", DO_POINTS)
+@pytest.mark.parametrize("step", ["seal", "retire", "release"])
+@pytest.mark.parametrize("kubelet", [True, False])
+async def test_a_checkpoint_whose_pod_is_to_go(
+    house: House,
+    step: str,
+    point: Point,
+    kubelet: bool,  # noqa: FBT001
+) -> None:
+    """`kubelet`: somebody ends the container while no worker runs; else the next worker does."""
+    await house.running()
+    order = msgspec.structs.replace(checkpoint_order(leave_running=False), pod=POD)
+    job = await house.dead(order, Fate(dies=(step, point)))
+    if kubelet:
+        await house.ended_by_kubelet()
+    event = await house.ended_by_the_next(job)
+    committed = (step, point) != ("seal", Point.BEFORE_DO)
+    assert house.is_durable(order.checkpoint) == committed
+    house.nothing_lies_around()
+    assert event.kind is (EventKind.COMPLETED if committed else EventKind.FAILED)
+    if committed or kubelet:
         assert await house.status() is None
     else:
         await house.counts_on()

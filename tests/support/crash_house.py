@@ -122,6 +122,10 @@ class House:
         await end_task(self.runtime, CONTAINER)
         return self.checkpoint
 
+    async def ended_by_kubelet(self) -> None:
+        """As it ends the containers of a pod that is being deleted."""
+        await end_task(self.runtime, CONTAINER)
+
     async def status(self, name: str = CONTAINER) -> TaskStatus | None:
         try:
             return (await self.runtime.task(NAMESPACE, name)).status

@@ -94,6 +94,7 @@ def main() -> None:
         bus=BusSettings(servers=(url,), ack_wait=5.0),
         gpu_driver=driver,
         gpu_argument=argument,
+        retire_seconds=0.5,
     )
     for line in sys.stdin:
         pid = _fork(settings, msgspec.json.decode(line, type=Fate))

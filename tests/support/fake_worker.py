@@ -97,6 +97,12 @@ class FakeWorker:
         self.paused = asyncio.Event()
         """Cleared: jobs are left in the stream."""
         self.paused.set()
+        self.may_seal = asyncio.Event()
+        """Cleared: a pod that is to go is not durable yet."""
+        self.may_seal.set()
+        self.may_end = asyncio.Event()
+        """Cleared: its checkpoint is durable, and its containers have not ended yet."""
+        self.may_end.set()
 
     async def work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -157,10 +163,19 @@ class FakeWorker:
                 return _event(job, next(numbers), EventKind.CANCELLED)
             done, taken = EventKind.STEP_DONE, self._seconds / len(STEPS)
             await self._report(job, next(numbers), done, step=step, seconds=taken)
+        if isinstance(job.order, CheckpointOrder) and job.order.ends_pod:
+            await self._retire(job, next(numbers))
         self.done.append(job.id)
         if failure := self._fails(job):
             return _event(job, next(numbers), EventKind.FAILED, failure=failure)
         return _event(job, next(numbers), EventKind.COMPLETED, result=result_of(job))
+
+    async def _retire(self, job: Job, number: int) -> None:
+        await self.may_seal.wait()
+        if self._fails(job) is None:
+            durable = _event(job, number, EventKind.PROGRESS, step="retire", result=result_of(job))
+            await self._publish(durable)
+        await self.may_end.wait()
 
     async def _report(
         self,

@@ -24,7 +24,7 @@ from node_worker.reporter import JobListener
 from node_worker.rootfs import writable_layer
 from node_worker.settings import WorkerSettings
 from node_worker.surroundings import Surroundings
-from schemas.messages import Job
+from schemas.messages import Job, JobEvent
 from schemas.orders import CheckpointOrder, Order, Target, only_part
 from tests.support.acting import Killed
 from tests.support.fake_gpu import FakeGpu, facts
@@ -51,11 +51,12 @@ class Workshop:
         self.folder = folder
         self.runtime = FakeRuntime(folder / "runtime")
         self.gpu = FakeGpu()
-        self.settings = WorkerSettings(node=NODE, state=folder / "state")
+        self.settings = WorkerSettings(node=NODE, state=folder / "state", retire_seconds=0.3)
         self.store = CheckpointStore(self.settings.store)
         self.ledger = Ledger(self.settings.ledger)
         self._keys = itertools.count()
-        self.undos = 0
+        self.told: list[JobEvent] = []
+        """What the jobs have reported of their steps."""
 
     @property
     def means(self) -> Means:
@@ -171,7 +172,7 @@ class Workshop:
             return await self.recover(job)
 
     async def _walk(self, job: Job, observer: Observer, wrap: Callable[[Any], Any]) -> Outcome[Any]:
-        listener = JobListener(job, self.ledger.take_up(job.id), lambda _: None)
+        listener = JobListener(job, self.ledger.take_up(job.id), self.told.append)
         actor = wrap(actor_of(self.means, job, listener))
         return await Executor(
             job.id, actor, self.ledger, listener, stop=Stop(), observer=observer, pause=_no_pause

@@ -2,18 +2,26 @@
 runs on as before, or it is durably checkpointed and ended (or runs on, when it should).
 """
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kybernate.store import Damaged, read_manifest, verify
-from node_worker.containerd.port import RuntimeFailed, RuntimeUnavailable, TaskStatus
+from node_worker.containerd.port import (
+    RuntimeFailed,
+    RuntimeProblem,
+    RuntimeUnavailable,
+    TaskStatus,
+)
 from node_worker.executor import Point
 from node_worker.gpu.port import GpuBusy, GpuFailed, GpuState
 from schemas import reasons
 from schemas.messages import Checkpointed
 from schemas.orders import CheckpointOrder, Place, only_part
+from schemas.pods import PodRecord
 from tests.support.acting import Killed, Trouble
 from tests.support.workshop import NAMESPACE, Workshop, Wrapped, new_id, target
 
@@ -348,3 +356,67 @@ async def test_damage_is_what_verify_finds(shop: Workshop) -> None:
     (folder / "containers/c1/images/extra.img").write_bytes(b"x")
     with pytest.raises(Damaged):
         verify(folder, read_manifest(folder))
+
+
+def order_of_a_pod() -> CheckpointOrder:
+    """With its pod, which is to go."""
+    left = PodRecord(namespace="default", name="counter", uid="u", node="node-1", template="{}")
+    return msgspec.structs.replace(order(), pod=left)
+
+
+async def test_a_pod_that_is_to_go_stands_still_until_kubelet_has_ended_it(shop: Workshop) -> None:
+    await shop.start(gpu=True)
+    wanted = order_of_a_pod()
+    seen: list[TaskStatus] = []
+
+    async def kubelet() -> None:
+        while not any(event.result for event in shop.told):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        task = await shop.task()
+        assert task
+        seen.append(task.status)
+        assert wanted.checkpoint in shop.store.checkpoints()
+        await shop.runtime.kill(NAMESPACE, "c1", 9)
+
+    outcome, _ = await asyncio.gather(shop.run(wanted), kubelet())
+    await assert_sound(shop, wanted, committed=True)
+    assert seen == [TaskStatus.PAUSED]
+    assert [event.result for event in shop.told if event.result] == [outcome.result]
+    assert not any(event.note for event in shop.told)
+
+
+async def test_a_pod_that_nobody_ends_is_ended_here_and_that_is_told(shop: Workshop) -> None:
+    await shop.start(gpu=True)
+    wanted = order_of_a_pod()
+    outcome = await shop.run(wanted)
+    await assert_sound(shop, wanted, committed=True)
+    assert outcome.result is not None
+    [remark] = [event for event in shop.told if event.note]
+    assert remark.step == "retire"
+    assert "was not ended" in remark.note
+
+
+@pytest.mark.parametrize("point", DO_POINTS)
+async def test_the_worker_dies_while_a_pod_is_to_go(shop: Workshop, point: Point) -> None:
+    await shop.start(gpu=True)
+    wanted = order_of_a_pod()
+
+    def kill(at: str, when: Point) -> None:
+        if (at, when) == ("retire", point):
+            raise Killed
+
+    outcome = await shop.dies_and_recovers(wanted, kill)
+    await assert_sound(shop, wanted, committed=True)
+    assert outcome.settled
+    assert any(event.result for event in shop.told) or point is not Point.BEFORE_DO
+
+
+@pytest.mark.parametrize("trouble", [RuntimeUnavailable("away"), RuntimeFailed("trouble")])
+async def test_what_cannot_be_looked_at_is_looked_at_again(
+    shop: Workshop, trouble: RuntimeProblem
+) -> None:
+    await shop.start()
+    wanted = order_of_a_pod()
+    shop.runtime.fail("task", trouble, nth=2)
+    assert (await shop.run(wanted)).settled
+    await assert_sound(shop, wanted, committed=True)

@@ -98,6 +98,18 @@ def test_a_running_action_is_in_progress_at_its_step() -> None:
     assert kinds(told.conditions).keys() == {"Ready", "Reconciling"}
 
 
+def test_a_durable_checkpoint_is_told_while_its_pod_ends_and_what_was_noted_afterwards() -> None:
+    of, result = begun(), Checkpointed(checkpoint=facts())
+    told = checkpoints.followed(of, action(of, ActionState.RUNNING, result=result), NOW)
+    assert told.phase is CheckpointPhase.IN_PROGRESS
+    assert "is durable" in told.conditions[0].message
+
+    steps = (StepProgress(step="retire", started=NOW, note="nobody ended it"),)
+    ended = action(of, ActionState.COMPLETED, result=result, steps=steps)
+    words = checkpoints.followed(of, ended, NOW).conditions[0].message
+    assert words == f"checkpoint {UID} is durable; nobody ended it"
+
+
 def test_a_completed_action_is_told_with_size_and_duration() -> None:
     of = begun()
     done = action(of, ActionState.COMPLETED, result=Checkpointed(checkpoint=facts()))

@@ -42,6 +42,7 @@ from tests.support.checkpoints import parts_of
 ID = "11111111-2222-3333-4444-555555555555"
 TARGET = Target(namespace="default", container="counter")
 FACTS = CheckpointFacts(id=ID, node="n1", parts=parts_of(TARGET), created=5.0, size=1)
+RESULT = Checkpointed(checkpoint=FACTS)
 CREATED = 100.0
 DEADLINE = 700.0
 RULES = Rules()
@@ -209,7 +210,7 @@ def test_a_restore_uses_up_a_checkpoint_in_memory_only(place: Place, used_up: bo
     assert decision.commands == ((MarkDeleted(checkpoint=ID),) if used_up else ())
 
 
-def test_only_a_completed_event_says_something_about_checkpoints() -> None:
+def test_a_failed_event_says_nothing_about_checkpoints() -> None:
     assert truths_of(failed(retriable=False, result=Checkpointed(checkpoint=FACTS))) == ()
 
 
@@ -281,6 +282,27 @@ def test_a_curable_failure_of_a_cancelled_action_ends_it() -> None:
     assert after.state is S.CANCELLED
     assert after.failure is not None
     assert after.failure.reason == reasons.CANCELLED
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_what_is_durable_before_the_job_ends_is_entered_and_shown(state: ActionState) -> None:
+    told = event(EventKind.PROGRESS, sequence=7, step="retire", result=RESULT)
+    decision = advance(action(state, sequence=9), told, CREATED + 1)
+    assert decision.commands == (RecordCheckpoint(facts=FACTS),)
+    assert (decision.action.state, decision.action.result) == (S.RUNNING, RESULT)
+
+    later = advance(
+        decision.action, event(EventKind.STEP_DONE, sequence=10, step="retire"), CREATED
+    )
+    assert (later.action.state, later.action.result) == (S.RUNNING, RESULT)
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
+def test_what_is_durable_is_entered_though_its_action_has_ended(state: ActionState) -> None:
+    told = event(EventKind.PROGRESS, step="retire", result=RESULT)
+    decision = advance(action(state), told, CREATED)
+    assert decision.commands == (RecordCheckpoint(facts=FACTS),)
+    assert (decision.action.state, decision.action.result) == (state, None)
 
 
 def test_a_failure_without_a_reason_gets_one() -> None:

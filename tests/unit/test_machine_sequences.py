@@ -110,6 +110,13 @@ class Lives(RuleBasedStateMachine):
     def node_reports(self, kind: EventKind, sequence: int, step: str) -> None:
         self.report(kind, sequence=sequence, step=step)
 
+    @rule(sequence=st.integers(0, 20))
+    def node_is_durable(self, sequence: int) -> None:
+        decision = self.report(EventKind.PROGRESS, sequence=sequence, step="retire", result=RESULT)
+        if not self.action.ended:
+            assert RecordCheckpoint(facts=FACTS) in decision.commands or self.action.result
+            assert self.action.result == RESULT
+
     @rule(retriable=st.booleans(), sequence=st.integers(0, 20))
     def node_fails(self, retriable: bool, sequence: int) -> None:  # noqa: FBT001
         failure = Failure(reason=reasons.DUMP_FAILED, message="no", retriable=retriable)

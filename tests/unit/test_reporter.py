@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kybernate.bus import BusUnavailable
@@ -43,6 +44,13 @@ def test_an_ended_job_tells_what_its_steps_took_and_nothing_that_has_passed() ->
     passed = [event(kind, 1, step="dump") for kind in (EventKind.ACCEPTED, EventKind.PROGRESS)]
     [bundle] = bundled([*passed, done, end])
     assert bundle.one_by_one() == (done, end)
+
+
+def test_what_a_reader_should_know_is_told_though_the_job_has_ended() -> None:
+    remark = msgspec.structs.replace(event(EventKind.PROGRESS, 1, step="retire"), note="so it is")
+    end = event(EventKind.COMPLETED, 2)
+    [bundle] = bundled([event(EventKind.PROGRESS, 0, step="retire"), remark, end])
+    assert bundle.one_by_one() == (remark, end)
 
 
 def test_of_progress_only_the_newest_counts() -> None:

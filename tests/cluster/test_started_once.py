@@ -1,0 +1,83 @@
+"""A pod that is checkpointed and ended is never started from its image behind its checkpoint, on a
+real node: its program writes a line into a volume whenever it starts, or is asked to end.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.support.cluster_pods import IMAGE
+from tests.support.node_services import NodeServices
+from tests.support.resuming import Resources
+
+ROUNDS, AT_ONCE = 3, 4
+HOOK = ["sh", "-c", "echo hook >>/volume/lines"]
+WRITE = """
+trap 'echo asked to end >>/volume/lines' TERM
+echo start >>/volume/lines
+i=0; while :; do i=$((i + 1)); echo Loop $i; sleep 0.1; done
+"""
+
+
+class Writers:
+    """Pods with one volume each, on the host."""
+
+    def __init__(self, services: NodeServices) -> None:
+        self.made = Resources(services)
+        self._folder = services.node.home / "lines"
+
+    async def lines(self, policy: str, *containers: str) -> list[str]:
+        """What is written by a pod of these containers that is checkpointed and gone."""
+        name = f"test-{secrets.token_hex(4)}"
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        await self.made.apply(self._pod(name, folder, policy, containers))
+        for container in containers:
+            await self.made.counted(name, container=container)
+        await self.made.checkpoint(name)
+        return (folder / "lines").read_text().splitlines()
+
+    def _pod(
+        self, name: str, folder: Path, policy: str, containers: tuple[str, ...]
+    ) -> dict[str, Any]:
+        each = {
+            "image": IMAGE,
+            "command": ["sh", "-c", WRITE],
+            "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+            "lifecycle": {"preStop": {"exec": {"command": HOOK}}},
+        }
+        spec = {
+            "containers": [{"name": container, **each} for container in containers],
+            "dnsPolicy": "Default",
+            "nodeName": self.made.services.node.name,
+            "restartPolicy": policy,
+            "volumes": [{"name": "volume", "hostPath": {"path": str(folder)}}],
+        }
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def writers(operated: NodeServices) -> AsyncIterator[Writers]:
+    writers = Writers(operated)
+    yield writers
+    await writers.made.all_gone()
+
+
+@pytest.mark.timeout(600)
+async def test_every_pod_starts_once(writers: Writers) -> None:
+    for _ in range(ROUNDS):
+        each = (writers.lines("Always", "counter") for _ in range(AT_ONCE))
+        assert await asyncio.gather(*each) == [["start"]] * AT_ONCE
+
+
+async def test_all_containers_of_a_pod_start_once(writers: Writers) -> None:
+    assert await writers.lines("Always", "one", "two") == ["start"] * 2
+
+
+async def test_a_pod_that_may_not_start_again_is_ended_as_quietly(writers: Writers) -> None:
+    assert await writers.lines("Never", "counter") == ["start"]
