@@ -19,7 +19,7 @@ from tests.support.node_services import NodeServices
 PORT = 9443
 NODE = 2
 LONG_SECONDS = 240
-COUNT_TO = 20
+COUNT_TO = 60
 FINITE = f"i=0; while [ $i -lt {COUNT_TO} ]; do i=$((i + 1)); echo Loop $i; sleep 0.2; done"
 
 
@@ -172,7 +172,7 @@ async def cordoned(owned: Owned) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("owned", ["Job"], indirect=True)
 async def test_a_jobs_pod_goes_on_to_its_end(owned: Owned) -> None:
-    (pod,) = await owned.make(command=FINITE, backoffLimit=0)
+    (pod,) = await owned.make(command=FINITE, grace_seconds=30, backoffLimit=0)
     old = await owned.uid(pod)
     await owned.evict(pod)
     (heir,) = await owned.pods(1, besides=(old,))

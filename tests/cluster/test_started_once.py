@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from kybernate.embedded.kubernetes.waiting import until
 from tests.support.cluster_pods import IMAGE
 from tests.support.node_services import NodeServices
-from tests.support.resuming import Resources
+from tests.support.resuming import TIMEOUT, Resources
 
 ROUNDS, AT_ONCE = 3, 4
 HOOK = ["sh", "-c", "echo hook >>/volume/lines"]
@@ -31,16 +32,20 @@ class Writers:
         self.made = Resources(services)
         self._folder = services.node.home / "lines"
 
-    async def lines(self, policy: str, *containers: str) -> list[str]:
-        """What is written by a pod of these containers that is checkpointed and gone."""
+    async def started(self, policy: str, *containers: str) -> str:
+        """A pod of these containers that has counted."""
         name = f"test-{secrets.token_hex(4)}"
         folder = self._folder / name
         folder.mkdir(parents=True)
         await self.made.apply(self._pod(name, folder, policy, containers))
         for container in containers:
             await self.made.counted(name, container=container)
-        await self.made.checkpoint(name)
-        return (folder / "lines").read_text().splitlines()
+        return name
+
+    async def lines(self, pod: str) -> list[str]:
+        """What was written once the pod is checkpointed and gone."""
+        await self.made.checkpoint(pod)
+        return (self._folder / pod / "lines").read_text().splitlines()
 
     def _pod(
         self, name: str, folder: Path, policy: str, containers: tuple[str, ...]
@@ -70,14 +75,40 @@ async def writers(operated: NodeServices) -> AsyncIterator[Writers]:
 
 @pytest.mark.timeout(600)
 async def test_every_pod_starts_once(writers: Writers) -> None:
+    async def one() -> list[str]:
+        return await writers.lines(await writers.started("Always", "counter"))
+
     for _ in range(ROUNDS):
-        each = (writers.lines("Always", "counter") for _ in range(AT_ONCE))
-        assert await asyncio.gather(*each) == [["start"]] * AT_ONCE
+        assert await asyncio.gather(*(one() for _ in range(AT_ONCE))) == [["start"]] * AT_ONCE
 
 
 async def test_all_containers_of_a_pod_start_once(writers: Writers) -> None:
-    assert await writers.lines("Always", "one", "two") == ["start"] * 2
+    pod = await writers.started("Always", "one", "two")
+    assert await writers.lines(pod) == ["start"] * 2
 
 
 async def test_a_pod_that_may_not_start_again_is_ended_as_quietly(writers: Writers) -> None:
-    assert await writers.lines("Never", "counter") == ["start"]
+    assert await writers.lines(await writers.started("Never", "counter")) == ["start"]
+
+
+@pytest.mark.parametrize("moment", ["durable", "deleted"])
+async def test_who_is_killed_meanwhile_ends_the_pod_afterwards(
+    writers: Writers, moment: str
+) -> None:
+    services = writers.made.services
+    pod, before = await writers.started("Always", "counter"), _durable(services)
+
+    async def has_come() -> bool:
+        if moment == "durable":
+            return _durable(services) > before
+        return "deletionTimestamp" in (await services.cluster.pod(pod))["metadata"]
+
+    ending = asyncio.create_task(writers.lines(pod))
+    await until(has_come, timeout=TIMEOUT, every=0.02)
+    await services.killed()
+    await services.start()
+    assert await ending == ["start"]
+
+
+def _durable(services: NodeServices) -> int:
+    return len(list(services.checkpoints.glob("*/manifest.json")))

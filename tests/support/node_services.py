@@ -1,6 +1,7 @@
 """Kybernate on a node of the test cluster, all of it in the namespaces of that node."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class NodeServices:
 
     async def stop(self) -> None:
         await self._daemon.stop()
+
+    async def killed(self) -> None:
+        """All of it at once, without a chance to put anything in order."""
+        await self._daemon.stop(signal.SIGKILL)
 
     async def checkpoint(self, pod: str, namespace: str = "default") -> Path:
         """Checkpoint the pod's container, which runs on; the checkpoint's folder."""
