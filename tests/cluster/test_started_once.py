@@ -3,20 +3,27 @@ real node: its program writes a line into a volume whenever it starts, or is ask
 """
 
 import asyncio
+import contextlib
+import os
 import secrets
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from kybernate.embedded.kubernetes.cluster import Cluster
 from kybernate.embedded.kubernetes.waiting import until
 from tests.support.cluster_pods import IMAGE
 from tests.support.node_services import NodeServices
 from tests.support.resuming import TIMEOUT, Resources
 
 ROUNDS, AT_ONCE = 3, 4
+LONG_ENOUGH_TO_START = 5.0
+"""Kubelet looks at its containers every second."""
 HOOK = ["sh", "-c", "echo hook >>/volume/lines"]
 WRITE = """
 trap 'echo asked to end >>/volume/lines' TERM
@@ -45,6 +52,9 @@ class Writers:
     async def lines(self, pod: str) -> list[str]:
         """What was written once the pod is checkpointed and gone."""
         await self.made.checkpoint(pod)
+        return self.written(pod)
+
+    def written(self, pod: str) -> list[str]:
         return (self._folder / pod / "lines").read_text().splitlines()
 
     def _pod(
@@ -89,6 +99,42 @@ async def test_all_containers_of_a_pod_start_once(writers: Writers) -> None:
 
 async def test_a_pod_that_may_not_start_again_is_ended_as_quietly(writers: Writers) -> None:
     assert await writers.lines(await writers.started("Never", "counter")) == ["start"]
+
+
+async def test_nothing_starts_anew_while_nobody_can_delete_the_pod(
+    own_cluster: Cluster, writers: Writers
+) -> None:
+    """The API server stands still from the dump on, so kubelet hears of no deletion."""
+    services = writers.made.services
+    pod, before = await writers.started("Always", "counter"), _durable(services)
+    ending = asyncio.create_task(writers.lines(pod))
+    await until(partial(_is_at_work, services), timeout=TIMEOUT, every=0.005)
+    with _standing_still(own_cluster):
+
+        async def is_durable() -> bool:
+            return _durable(services) > before
+
+        await until(is_durable, timeout=TIMEOUT)
+        await asyncio.sleep(LONG_ENOUGH_TO_START)
+        assert writers.written(pod) == ["start"]
+    assert await ending == ["start"]
+
+
+@contextlib.contextmanager
+def _standing_still(cluster: Cluster) -> Iterator[None]:
+    """Its API server."""
+    assert cluster.control_plane
+    pid = cluster.control_plane.daemons["kube-apiserver"].pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def _is_at_work(services: NodeServices) -> bool:
+    return any((services.checkpoints / ".aside").iterdir())
 
 
 @pytest.mark.parametrize("moment", ["durable", "deleted"])
