@@ -1,4 +1,6 @@
-"""The catalogue of checkpoints. What is deleted stays in it as deleted and never comes back."""
+"""The catalogue of checkpoints. What is deleted stays in it as deleted for a week, without what a
+new pod would be made of, and never comes back.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,8 +9,9 @@ from typing import Final
 
 import msgspec
 
+from controller.records import ENDED_STORED_SECONDS
 from controller.topology import repaired
-from kybernate.bus.port import Bus, Conflict, Row
+from kybernate.bus.port import Bus, Conflict, Mark, Row
 from schemas.base import Undecodable
 from schemas.checkpoints import CatalogueEntry, CheckpointState, Heir
 from schemas.manifest import CheckpointFacts
@@ -25,6 +28,7 @@ class Catalogue:
         self._table = bus.table(CHECKPOINTS_BUCKET, CatalogueEntry)
         self._clock = clock
         self._seen: dict[str, CatalogueEntry] = {}
+        self._mark = Mark()
 
     async def get(self, checkpoint: str) -> CatalogueEntry | None:
         row = await repaired(self._bus, lambda: self._table.get(checkpoint))
@@ -35,6 +39,12 @@ class Catalogue:
         for row in rows.values():
             self._see(row)
         return self.seen()
+
+    async def refresh(self) -> None:
+        """See what was written since the last time: the bucket may be large."""
+        rows, self._mark = await repaired(self._bus, lambda: self._table.since(self._mark))
+        for row in rows.values():
+            self._see(row)
 
     def seen(self) -> tuple[CatalogueEntry, ...]:
         """All that were read or written so far, as they were then."""
@@ -65,8 +75,13 @@ class Catalogue:
         )
 
     async def heal(self) -> None:
-        """Enter again what was seen and is gone."""
+        """Enter again what was seen and is gone; forget what was deleted long ago."""
         rows = await repaired(self._bus, self._table.all)
+        for row in [row for row in rows.values() if self._is_old(row.value)]:
+            await self._table.delete(row.key)
+            del rows[row.key]
+        for key in [key for key, entry in self._seen.items() if self._is_old(entry)]:
+            del self._seen[key]
         missing = [entry for key, entry in self._seen.items() if key not in rows]
         for row in rows.values():
             if (seen := self._see(row)).heir != row.value.heir:
@@ -80,7 +95,12 @@ class Catalogue:
         known = row.value if row else self._seen.get(checkpoint)
         if known is None or (row and known.state is CheckpointState.DELETED):
             return
-        entry = msgspec.structs.replace(known, state=CheckpointState.DELETED, updated=self._clock())
+        entry = msgspec.structs.replace(
+            known,
+            facts=_remembered(known.facts),
+            state=CheckpointState.DELETED,
+            updated=self._clock(),
+        )
         if row is None:
             await self._create(entry)
             return
@@ -97,6 +117,10 @@ class Catalogue:
                 entry = row.value if row else entry
         self._seen[checkpoint] = entry
 
+    def _is_old(self, entry: CatalogueEntry) -> bool:
+        deleted = entry.state is CheckpointState.DELETED
+        return deleted and self._clock() - entry.updated > ENDED_STORED_SECONDS
+
     def _see(self, row: Row[CatalogueEntry]) -> CatalogueEntry:
         """A node that enters what it holds knows nothing of heirs, and a deleted one stays so."""
         seen = self._seen.get(row.key)
@@ -107,6 +131,13 @@ class Catalogue:
             same = heir == row.value.heir
             self._seen[row.key] = row.value if same else msgspec.structs.replace(seen, heir=heir)
         return self._seen[row.key]
+
+
+def _remembered(facts: CheckpointFacts) -> CheckpointFacts:
+    """Who it was stays, how to make it anew does not."""
+    if facts.pod is None:
+        return facts
+    return msgspec.structs.replace(facts, pod=msgspec.structs.replace(facts.pod, template=""))
 
 
 def _age(heir: Heir | None) -> tuple[float, bool]:

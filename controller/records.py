@@ -21,7 +21,7 @@ from schemas.names import ACTIONS_BUCKET
 ENDED_KEPT: Final = 2048
 """How many ended actions stay at hand for late events and for those who ask."""
 ENDED_STORED_SECONDS: Final = 7 * 24 * 3600.0
-"""Ended actions older than this are removed from the bucket."""
+"""Ended actions older than this are removed from the bucket, and deleted checkpoints too."""
 
 
 class Records:

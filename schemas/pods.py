@@ -24,5 +24,6 @@ class PodRecord(Record, frozen=True, kw_only=True):
     uid: str
     node: str
     template: str
-    """Labels, annotations and spec as JSON, without what belongs to the old pod alone."""
+    """Labels, annotations and spec as JSON, without what belongs to the old pod alone; empty once
+    the checkpoint is deleted."""
     owner: Owner | None = None

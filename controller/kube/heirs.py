@@ -36,7 +36,7 @@ class Heirs:
         """`seen`: the pods with the label."""
         self._means = means
         self._seen = seen
-        self._catalogue = Fresh(means.catalogue.all)
+        self._catalogue = Fresh(means.catalogue.refresh)
         self._one_at_a_time = asyncio.Lock()
 
     async def answer(self, request: AdmissionRequest) -> Json:

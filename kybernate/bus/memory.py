@@ -19,6 +19,7 @@ from kybernate.bus.port import (
     BusUnavailable,
     Conflict,
     Delivery,
+    Mark,
     Queue,
     QueueMissing,
     Row,
@@ -244,6 +245,13 @@ class MemoryTable(Generic[T]):
             except Undecodable:
                 continue
         return rows
+
+    async def since(self, mark: Mark) -> tuple[dict[str, Row[T]], Mark]:
+        """The broker counts revisions on when a bucket is wiped."""
+        rows = await self.all()
+        newer = {key: row for key, row in rows.items() if row.revision > mark.revision}
+        last = max((row.revision for row in newer.values()), default=mark.revision)
+        return newer, Mark(revision=last)
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[AsyncIterator[str]]:

@@ -22,6 +22,7 @@ from kybernate.bus.port import (
     OPERATION_TIMEOUT_SECONDS,
     BusUnavailable,
     Conflict,
+    Mark,
     Row,
     TopologyMissing,
     check_key,
@@ -33,6 +34,7 @@ from kybernate.bus.topology import (
     bucket_stream,
     bucket_subject,
     changed_subject,
+    end_of,
 )
 from schemas.base import Undecodable, decode, encode
 
@@ -100,15 +102,31 @@ class NatsTable(Generic[T]):
         await self._link.send(changed_subject(self._bucket, key), b"")
 
     async def all(self) -> dict[str, Row[T]]:
-        rows: dict[str, Row[T]] = {}
+        return (await self._read_all())[0]
+
+    async def since(self, mark: Mark) -> tuple[dict[str, Row[T]], Mark]:
+        rows, revision = await self._read_after(mark.revision, self._decoded)
+        end = await end_of(self._link, bucket_stream(self._bucket))
+        if end.made != mark.made or end.revision < mark.revision:
+            rows, revision = await self._read_all()
+        return rows, Mark(made=end.made, revision=revision)
+
+    async def _read_all(self) -> tuple[dict[str, Row[T]], int]:
         decoded: dict[tuple[str, str], Row[T]] = {}
-        position = 0
+        rows, last = await self._read_after(0, decoded)
+        self._decoded = decoded
+        return rows, last
+
+    async def _read_after(
+        self, position: int, decoded: dict[tuple[str, str], Row[T]]
+    ) -> tuple[dict[str, Row[T]], int]:
+        """The rows behind that revision, and the last one's; what is decoded is noted."""
+        rows: dict[str, Row[T]] = {}
         while messages := await self._batch_after(position):
             for message in messages:
                 self._fold(rows, decoded, message)
             position = _number(messages[-1], _REVISION)
-        self._decoded = decoded
-        return rows
+        return rows, position
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[AsyncIterator[str]]:

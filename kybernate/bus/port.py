@@ -87,6 +87,14 @@ class Row(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     revision: int
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a table was read."""
+
+    made: str = ""
+    """Which bucket it was: one that is made anew after a wipe is another one."""
+    revision: int = 0
+
+
 class Delivery(Protocol):
     """One message of a queue, to be answered by exactly one of `ack`, `later` and `drop`."""
 
@@ -148,6 +156,13 @@ class Table(Protocol[T]):
         """Every row that existed all through the call: complete, or an error.
 
         Rows that do not decode are logged and left out.
+        """
+
+    async def since(self, mark: Mark) -> tuple[dict[str, Row[T]], Mark]:
+        """The rows written after that mark, and the mark for the next time; all that are there
+        when nothing was read before, or when the bucket is another one by now or lost its end.
+
+        Nothing tells of rows that were deleted.
         """
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:

@@ -18,7 +18,7 @@ from nats.js.api import (
 )
 
 from kybernate.bus.link import Link
-from kybernate.bus.port import BusProblem, BusUnavailable, TopologyMissing
+from kybernate.bus.port import BusProblem, BusUnavailable, Mark, TopologyMissing
 from schemas.names import (
     BUCKETS,
     CONTROLLERS,
@@ -53,9 +53,15 @@ class ApiError(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
 
 
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    last_seq: int = 0
+
+
 class ApiAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: ApiError | None = None
     config: dict[str, Any] = {}
+    created: str = ""
+    state: StreamState = StreamState()
 
 
 def bucket_stream(bucket: str) -> str:
@@ -175,6 +181,14 @@ async def ensure_consumer(link: Link, stream: str, config: ConsumerConfig) -> No
     answer = await _ask(link, subject, request)
     if answer.error is not None:
         raise api_problem(f"make consumer {config.name}", answer.error)
+
+
+async def end_of(link: Link, stream: str) -> Mark:
+    """How far the stream is, and when it was made: by that one is told from another of its name."""
+    info = await _ask(link, f"STREAM.INFO.{stream}", {})
+    if info.error is not None:
+        raise api_problem(f"look at stream {stream}", info.error)
+    return Mark(made=info.created, revision=info.state.last_seq)
 
 
 async def _ask(link: Link, call: str, body: dict[str, Any]) -> ApiAnswer:

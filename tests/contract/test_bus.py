@@ -14,7 +14,9 @@ from kybernate.bus import (
     BusSettings,
     BusUnavailable,
     Conflict,
+    Mark,
     QueueMissing,
+    Row,
     TooLarge,
     TopologyMissing,
 )
@@ -339,6 +341,35 @@ class TestTables:
             assert set(await table.all()) == keys
         stop.set()
         await writing
+
+    async def test_what_was_written_since_is_told_once(self, bus: Bus) -> None:
+        table = bus.table(ACTIONS_BUCKET, Note)
+        await asyncio.gather(*(table.put(f"k{number}", Note()) for number in range(1200)))
+        rows, mark = await table.since(Mark())
+        assert set(rows) == {f"k{number}" for number in range(1200)}
+        assert await table.since(mark) == ({}, mark)
+
+        revision = await table.put("k7", Note("again"))
+        await table.delete("k8")
+        rows, later = await table.since(mark)
+        assert rows == {"k7": Row(key="k7", value=Note("again"), revision=revision)}
+        assert await table.since(later) == ({}, later)
+
+    async def test_all_of_a_bucket_that_was_made_anew_was_written_since(
+        self, place: Place, bus: Bus
+    ) -> None:
+        table = bus.table(ACTIONS_BUCKET, Note)
+        for number in range(5):
+            await table.put(f"old{number}", Note())
+        _, mark = await table.since(Mark())
+        await place.wipe(ACTIONS_BUCKET)
+        with pytest.raises(TopologyMissing):
+            await table.since(mark)
+        await bus.ensure_topology()
+        for number in range(7):
+            await table.put(f"new{number}", Note())
+        rows, _ = await table.since(mark)
+        assert set(rows) == {f"new{number}" for number in range(7)}
 
     async def test_rows_that_do_not_decode_are_left_out(self, place: Place, bus: Bus) -> None:
         table = bus.table(ACTIONS_BUCKET, Note)

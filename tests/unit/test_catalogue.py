@@ -1,10 +1,14 @@
-"""To whom checkpoints are promised: told once, and not lost when somebody wipes the bucket."""
+"""To whom checkpoints are promised: told once, and not lost when somebody wipes the bucket. And
+what is kept of deleted ones.
+"""
 
 import asyncio
 
+import msgspec
 import pytest
 
 from controller.catalogue import Catalogue
+from controller.records import ENDED_STORED_SECONDS
 from kybernate.bus.memory import MemoryBroker
 from kybernate.bus.port import Conflict
 from schemas.checkpoints import CatalogueEntry, CheckpointState, Heir
@@ -12,6 +16,7 @@ from schemas.names import CHECKPOINTS_BUCKET
 from tests.support.owned_pods import SET, left
 
 ID = "0b54f2a6-4d2c-4d5e-9f86-1a7c2f0f3c11"
+OTHER = "1c65a3b7-5e3d-4e6f-8a97-2b8d3a1a4d22"
 FIRST, SECOND = Heir(claim="first", since=1.0), Heir(claim="second", since=2.0)
 
 
@@ -79,3 +84,60 @@ async def test_a_promise_survives_that_the_bucket_is_wiped(broker: MemoryBroker)
     healed = await Catalogue(broker.bus()).get(ID)
     assert healed
     assert healed.heir == FIRST
+
+
+async def test_of_a_deleted_checkpoint_it_is_kept_what_it_was_and_no_template(
+    broker: MemoryBroker,
+) -> None:
+    facts = left(ID, SET).facts
+    assert facts.pod
+    whole = msgspec.structs.replace(facts.pod, template="t" * 3000)
+    catalogue = Catalogue(broker.bus())
+    await catalogue.record(msgspec.structs.replace(facts, pod=whole))
+    await catalogue.mark_deleted(ID)
+
+    deleted = await Catalogue(broker.bus()).get(ID)
+    assert deleted
+    assert deleted.facts == msgspec.structs.replace(
+        facts, pod=msgspec.structs.replace(whole, template="")
+    )
+
+
+async def test_a_deleted_checkpoint_is_forgotten_after_a_week_by_everybody(
+    broker: MemoryBroker,
+) -> None:
+    now = 1000.0
+    one, other = (Catalogue(broker.bus(), clock=lambda: now) for _ in range(2))
+    for id in (ID, OTHER):
+        await one.record(left(id, SET).facts)
+    await one.mark_deleted(ID)
+    await other.heal()
+    now += ENDED_STORED_SECONDS
+    for catalogue in (one, other, one):
+        await catalogue.heal()
+    assert {entry.facts.id for entry in await other.all()} == {ID, OTHER}
+    now += 1
+    for catalogue in (one, other, one):
+        await catalogue.heal()
+
+    assert await Catalogue(broker.bus()).get(ID) is None
+    for catalogue in (one, other):
+        assert await catalogue.get(ID) is None
+        assert {entry.facts.id for entry in catalogue.seen()} == {OTHER}
+
+
+async def test_what_others_write_is_seen_without_reading_everything(broker: MemoryBroker) -> None:
+    catalogue, entry = await recorded(broker)
+    other = Catalogue(broker.bus())
+    await other.refresh()
+    assert other.seen() == (entry,)
+    await catalogue.bequeath(entry, FIRST)
+    await catalogue.record(left(OTHER, SET).facts)
+    await other.refresh()
+    assert {(one.facts.id, one.heir) for one in other.seen()} == {(ID, FIRST), (OTHER, None)}
+    broker.wipe(CHECKPOINTS_BUCKET)
+    await broker.bus().ensure_topology()
+    await catalogue.heal()
+    await catalogue.mark_deleted(OTHER)
+    await other.refresh()
+    assert [one.state for one in other.seen() if one.facts.id == OTHER] == [CheckpointState.DELETED]
