@@ -118,7 +118,14 @@ class Holding:
         return all([await one.tasks.has_ended(pid) for one, pid in pairs])
 
     async def end_tasks(self, notes: HeldNotes) -> None:
-        await all_of(one.tasks.end(pid) for one, pid in self._with_pids(notes))
+        """Those of a pod are deleted by containerd's CRI plugin. When somebody else is faster with
+        that, kubelet 1.20 takes a minute to notice that the pod has ended.
+        """
+        for_pod = self._order.pod is not None
+        await all_of(
+            one.tasks.kill(pid) if for_pod else one.tasks.end(pid)
+            for one, pid in self._with_pids(notes)
+        )
 
     async def _resolve(self, _: HeldNotes) -> HeldNotes:
         await all_of(one.find() for one in self.held)

@@ -102,6 +102,12 @@ class Tasks:
         task = await self.found()
         return task is None or task.pid != pid or task.status is TaskStatus.STOPPED
 
+    async def kill(self, pid: int) -> None:
+        """End it, if it is still there; whoever made it deletes it."""
+        if not await self.has_ended(pid):
+            await self._runtime.kill(self._namespace, self._id, signal.SIGKILL, all=True)
+            await self._exited()
+
     async def end(self, pid: int | None = None) -> None:
         """Kill it and delete it, if it is still there (and of that pid)."""
         task = await self.found()

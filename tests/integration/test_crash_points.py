@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from kybernate.embedded.workload import NAMESPACE, SNAPSHOTTER
+from node_worker.containerd.port import TaskStatus
 from node_worker.executor import Point
 from schemas import reasons
 from schemas.messages import EventKind, JobEvent
@@ -89,7 +90,7 @@ async def test_a_checkpoint_whose_pod_is_to_go(
     house.nothing_lies_around()
     assert event.kind is (EventKind.COMPLETED if committed else EventKind.FAILED)
     if committed or kubelet:
-        assert await house.status() is None
+        assert await house.status() is (None if kubelet else TaskStatus.STOPPED)
     else:
         await house.counts_on()
 
