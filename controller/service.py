@@ -161,6 +161,12 @@ class Service:
     async def _placed_checkpoint(
         self, action: str, request: CheckpointRequest
     ) -> tuple[str, Order]:
+        if request.place is Place.MEMORY and request.leave_running:
+            raise Refused(
+                reasons.INVALID_REQUEST,
+                "what waits in memory is frozen there, so it cannot be left running",
+                "leave out leave_running (--leave-running), or checkpoint to disk",
+            )
         target = Target(namespace=request.namespace, container=request.container)
         if request.node is None:
             inventory = await self._nodes.holding(target)

@@ -67,7 +67,9 @@ class Tasks:
             raise Refused(
                 reasons.NOT_RUNNING,
                 f"container {self._id} is {status}, only a running one can be checkpointed",
-                advice="Start or resume the container first.",
+                advice="Resume it first: `kybernate restore`, if a checkpoint in memory holds it."
+                if status == TaskStatus.PAUSED
+                else "Start or resume the container first.",
             )
         return container, task, await self.pids()
 

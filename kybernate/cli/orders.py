@@ -128,7 +128,9 @@ def delete() -> None:
 @click.argument("checkpoint", metavar="ID")
 @_ordering
 def delete_checkpoint(**given: Any) -> None:
-    """Delete the files of the checkpoint ID."""
+    """Delete the files of the checkpoint ID. One in memory is the container that waits there
+    frozen: that ends.
+    """
     _order(_request(DeleteRequest, given), given)
 
 

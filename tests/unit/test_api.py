@@ -184,6 +184,15 @@ async def test_a_checkpoint_in_memory_stays_where_it_is(asking: Client, bus: Bus
     assert (await asking.checkpoint(facts.id)).state is CheckpointState.DELETED
 
 
+@pytest.mark.usefixtures("worker")
+async def test_what_is_frozen_in_memory_cannot_be_left_running(asking: Client) -> None:
+    ask = CheckpointRequest(container="counter", place=Place.MEMORY, leave_running=True)
+    with pytest.raises(ClientProblem, match="cannot be left running") as refused:
+        await asking.request(ask)
+    assert refused.value.reason == reasons.INVALID_REQUEST
+    assert await asking.actions() == []
+
+
 @pytest.mark.parametrize("path", ["actions", "checkpoints", "nodes", "actions/{}/watch"])
 @pytest.mark.parametrize("name", [UNKNOWN, "no such", "a.b", "..", "%2e%2e%2f", "ü"])
 async def test_unknown_things_are_not_found(
