@@ -57,7 +57,7 @@ class Intake:
         try:
             deliveries = await self._queue.fetch(room, wait=FETCH_SECONDS)
         except TopologyMissing:
-            log.warning("the queue of node %s is gone; making it again", self._node)
+            log.info("node %s has no queue yet, or lost it; making one", self._node)
             await self._make_queue()
             return
         await self._take_in(deliveries)
