@@ -119,7 +119,7 @@ class Holding:
 
     async def end_tasks(self, notes: HeldNotes) -> None:
         """Those of a pod are deleted by containerd's CRI plugin. When somebody else is faster with
-        that, kubelet 1.20 takes a minute to notice that the pod has ended.
+        that, kubelet 1.20 may take a minute to let go of the pod.
         """
         for_pod = self._order.pod is not None
         await all_of(
