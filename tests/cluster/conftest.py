@@ -65,8 +65,18 @@ async def own_cluster(cluster: Cluster) -> AsyncIterator[Cluster]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def kubeconfig(cluster: Cluster) -> AsyncIterator[Path]:
     """The controllers' own, with the roles that they are given in `deploy/base`."""
-    with tempfile.TemporaryDirectory(prefix="ky-") as folder:
-        yield await kube_world.install(cluster, Path(folder))
+    async with _account(cluster) as file:
+        yield file
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def account(cluster: Cluster, own_cluster: Cluster, kubeconfig: Path) -> AsyncIterator[Path]:
+    """The same for our own cluster."""
+    if own_cluster is cluster:
+        yield kubeconfig
+        return
+    async with _account(own_cluster) as file:
+        yield file
 
 
 @pytest.fixture
@@ -86,17 +96,21 @@ async def names(own_cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def operated(own_cluster: Cluster) -> AsyncIterator[NodeServices]:
+async def operated(own_cluster: Cluster, account: Path) -> AsyncIterator[NodeServices]:
     """Kybernate with its custom resources, on the second node. For a module: two of them that do
     not share a bus cannot be beside each other.
     """
+    services = NodeServices(own_cluster, NODES, "--kubernetes", "--kubeconfig", account)
+    await services.start()
+    yield services
+    await services.stop()
+    shutil.rmtree(services.state)
+
+
+@contextlib.asynccontextmanager
+async def _account(cluster: Cluster) -> AsyncIterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ky-") as folder:
-        account = await kube_world.install(own_cluster, Path(folder))
-        services = NodeServices(own_cluster, NODES, "--kubernetes", "--kubeconfig", account)
-        await services.start()
-        yield services
-        await services.stop()
-        shutil.rmtree(services.state)
+        yield await kube_world.install(cluster, Path(folder))
 
 
 def _given() -> str:

@@ -9,7 +9,6 @@ import pytest_asyncio
 
 from kybernate.embedded.kubernetes.cluster import Cluster
 from kybernate.embedded.kubernetes.commands import CommandFailed, run
-from tests.support import kube_world
 from tests.support.cluster_pods import IMAGE
 from tests.support.node_services import PROGRAM, NodeServices
 
@@ -17,9 +16,8 @@ NODE = 1
 SCRIPT = Path(__file__).parents[2] / "examples/cycle.sh"
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def services(own_cluster: Cluster, folder: Path) -> AsyncIterator[NodeServices]:
-    account = await kube_world.install(own_cluster, folder)
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def services(own_cluster: Cluster, account: Path) -> AsyncIterator[NodeServices]:
     services = NodeServices(own_cluster, NODE, "--kubernetes", "--kubeconfig", account)
     await services.start()
     yield services

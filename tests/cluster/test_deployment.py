@@ -17,7 +17,7 @@ from kybernate.embedded.kubernetes.cluster import CONTAINERD_LINE, Cluster
 from kybernate.embedded.kubernetes.commands import run
 from kybernate.embedded.stack import find_stack
 from tests.cluster.test_cycle_script import SCRIPT, environment
-from tests.support import kube_world, product_image
+from tests.support import product_image
 from tests.support.bare_node import BareNode, bare_node
 from tests.support.controllers import until
 from tests.support.kube_world import DEPLOY
@@ -40,9 +40,8 @@ async def bare(own_cluster: Cluster, folder: Path) -> AsyncIterator[BareNode]:
 
 
 @pytest.fixture
-async def objects(own_cluster: Cluster, folder: Path) -> AsyncIterator[Objects]:
+async def objects(own_cluster: Cluster, account: Path) -> AsyncIterator[Objects]:
     """What `deploy` holds, by kind and name; what of it runs is gone after the test."""
-    await kube_world.install(own_cluster, folder)
     said = await own_cluster.kubectl(
         "apply", "--kustomize", DEPLOY, "--dry-run=client", "--output", "json"
     )

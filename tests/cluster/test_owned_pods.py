@@ -24,8 +24,8 @@ QUOTAS = Resource(api="/api/v1", plural="resourcequotas")
 
 
 @pytest.fixture
-async def owners(own_cluster: Cluster, kubeconfig: Path) -> AsyncIterator[Owners]:
-    async with world(own_cluster, kubeconfig) as place:
+async def owners(own_cluster: Cluster, account: Path) -> AsyncIterator[Owners]:
+    async with world(own_cluster, account) as place:
         yield Owners(place)
 
 
@@ -145,10 +145,10 @@ async def test_a_second_pod_waits_until_it_is_known_who_inherits(
 
 
 async def test_the_successor_of_a_pod_that_goes_early_waits_for_its_checkpoint(
-    own_cluster: Cluster, kubeconfig: Path
+    own_cluster: Cluster, account: Path
 ) -> None:
     """As when a node is drained while its pods are checkpointed."""
-    async with world(own_cluster, kubeconfig, seconds=2.0) as place, asked(place):
+    async with world(own_cluster, account, seconds=2.0) as place, asked(place):
         owners = Owners(place)
         (pod,) = await owners.make("Deployment")
         evicting = asyncio.create_task(owners.evict(pod))

@@ -30,12 +30,10 @@ async def kube(own_cluster: Cluster) -> AsyncIterator[Kube]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def services(
-    own_cluster: Cluster, kube: Kube, kubeconfig: Path
-) -> AsyncIterator[NodeServices]:
+async def services(own_cluster: Cluster, kube: Kube, account: Path) -> AsyncIterator[NodeServices]:
     """Kybernate on a node, with a webhook that the API server calls at the node's address."""
     at = f"{own_cluster.node(NODE).address}:{PORT}"
-    options = ("--kubernetes", "--kubeconfig", kubeconfig, "--webhook-listen", at)
+    options = ("--kubernetes", "--kubeconfig", account, "--webhook-listen", at)
     services = NodeServices(own_cluster, NODE, *options)
     async with ask_at(kube, f"https://{at}/admit"):
         await services.start()

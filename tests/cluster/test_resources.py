@@ -13,7 +13,6 @@ from controller.kube.client import CHECKPOINTS, PODS, RESTORES, KubeRefused, Res
 from kybernate.embedded.kubernetes.cluster import Cluster
 from schemas import reasons
 from schemas.kubernetes import API_VERSION
-from tests.support import kube_world
 from tests.support.controllers import until
 from tests.support.fake_worker import failure
 from tests.support.kube_world import World, condition, settle, world
@@ -261,12 +260,11 @@ async def test_the_checkpoint_of_another_namespace_is_refused(
 
 
 async def test_controllers_go_on_after_the_api_server_was_killed(
-    own_cluster: Cluster, folder: Path
+    own_cluster: Cluster, account: Path
 ) -> None:
     assert own_cluster.control_plane
     server = own_cluster.control_plane.daemons["kube-apiserver"]
-    theirs = await kube_world.install(own_cluster, folder)
-    async with world(own_cluster, theirs) as place, place.controllers():
+    async with world(own_cluster, account) as place, place.controllers():
         await completed(place, leaveRunning=True)
         assert server.pid
         os.kill(server.pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -25,16 +26,15 @@ from controller.kube.client import (
 from controller.kube.watch import Informer
 from kybernate.embedded.kubernetes.cluster import Cluster
 from kybernate.tasks import end
-from tests.support import kube_world
 from tests.support.controllers import until
 from tests.support.kube_world import World, condition, settle, world
 from tests.support.relay import Relay, relaying
 
 
 @pytest.fixture
-async def theirs(own_cluster: Cluster, folder: Path) -> Path:
-    """The controllers' kubeconfig."""
-    return await kube_world.install(own_cluster, folder)
+def theirs(account: Path, folder: Path) -> Path:
+    """The controllers' kubeconfig, to be changed."""
+    return Path(shutil.copy(account, folder))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from typing import Any
 
 from kybernate.embedded.kubernetes.cluster import Cluster
 from schemas.kubernetes import API_VERSION
-from tests.support import kube_world
 from tests.support.cluster_pods import counting_pod, loops
 from tests.support.controllers import until
 from tests.support.node_services import NodeServices
@@ -25,9 +24,8 @@ async def in_phase(cluster: Cluster, kind: str, phase: str) -> Any:
 
 
 async def test_the_count_goes_on_in_a_new_pod(
-    own_cluster: Cluster, folder: Path, name: str
+    own_cluster: Cluster, account: Path, name: str
 ) -> None:
-    account = await kube_world.install(own_cluster, folder)
     options = ("--kubernetes", "--kubeconfig", account)
     services = NodeServices(own_cluster, NODE, *options)
     await services.start()

@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import msgspec
 
 from kybernate.embedded import leftovers
@@ -157,10 +158,25 @@ class Node:
         return True
 
     async def restart_containerd(self) -> None:
-        """As after a change of its configuration; containers run on."""
+        """As after a change of its configuration; containers run on. Returns when the kubelet has
+        found it again: what that tries and fails at before, it does not try again for long.
+        """
         await self.containerd_daemon().stop()
         self.containerd_daemon().start()
         await self._containerd_answers()
+        await until(self._kubelet_finds_containerd, timeout=START_TIMEOUT)
+
+    async def _kubelet_finds_containerd(self) -> bool:
+        url = f"https://{self.address}:{KUBELET_PORT}/runningpods/"
+        patience = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=patience) as session,
+                session.get(url, ssl=False) as answer,
+            ):
+                return answer.ok
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     def _prepare(self, kubeconfig: Path) -> None:
         leftovers.clear(self.home)
