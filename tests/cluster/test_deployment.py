@@ -47,8 +47,11 @@ async def objects(own_cluster: Cluster, account: Path) -> AsyncIterator[Objects]
     )
     found = {f"{one['kind']}/{one['metadata']['name']}": one for one in json.loads(said)["items"]}
     yield found
-    await own_cluster.kubectl("delete", "--filename", DEPLOY / "workloads", "--ignore-not-found")
-    await until(lambda: own_cluster.get("pods", *SPACE), lambda pods: not pods["items"], every=0.5)
+    await own_cluster.kubectl(
+        *("delete", "--filename", DEPLOY / "workloads", "--ignore-not-found"),
+        *("--cascade=foreground", "--timeout=120s"),  # so it ends when their pods have gone
+        timeout=130,
+    )
 
 
 async def test_the_api_server_accepts_all_of_it(own_cluster: Cluster, objects: Objects) -> None:
