@@ -19,7 +19,7 @@ from controller.app import serving
 from controller.kube.client import CHECKPOINTS, NODES, PODS, RESTORES, Kube, Resource, connect
 from controller.settings import ControllerSettings
 from kybernate.bus.memory import MemoryBroker
-from kybernate.bus.port import Bus
+from kybernate.bus.port import Bus, Conflict
 from kybernate.embedded.kubernetes.cluster import Cluster
 from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, Heir
@@ -171,10 +171,14 @@ class World:
     async def promise(self, checkpoint: str, heir: Heir) -> None:
         """As if it had been promised to that one."""
         table = self.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry)
-        row = await table.get(checkpoint)
-        assert row
-        entry = msgspec.structs.replace(row.value, heir=heir)
-        await table.update(checkpoint, entry, row.revision)
+        while row := await table.get(checkpoint):
+            entry = msgspec.structs.replace(row.value, heir=heir)
+            try:
+                await table.update(checkpoint, entry, row.revision)
+            except Conflict:  # a controller has noted something meanwhile
+                continue
+            return
+        raise AssertionError(f"there is no checkpoint {checkpoint}")
 
     async def at_work(self) -> list[str]:
         """The actions that the worker has begun."""
