@@ -9,7 +9,7 @@
 #
 # The source is Debian 12's package (Kubernetes 1.20.2, everything vendored), the compiler Debian 12's
 # Go 1.19, unpacked into the work folder. The cloud providers' code is left out: it is a good part of
-# all, and the kubelet would look for each cloud at its start. Takes about four minutes on two cores. With
+# all, and the kubelet would look for each cloud at its start. Takes about five minutes on two cores. With
 # KUBEBUILDER_ASSETS set, nothing is built: that folder's programs are used instead.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
