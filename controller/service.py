@@ -198,10 +198,15 @@ class Service:
     async def _placed_delete(self, request: DeleteRequest) -> tuple[str, Order]:
         facts = (await self._ready(request.checkpoint)).facts
         for other in self._records.unfinished():
-            if other.order.checkpoint == facts.id:
+            if other.order.checkpoint == facts.id and await self._goes_on(other):
                 raise refusals.checkpoint_in_use(facts.id, other.id)
         await self._nodes.taking_jobs(facts.node)
         return facts.node, DeleteOrder(checkpoint=facts.id)
+
+    async def _goes_on(self, action: Action) -> bool:
+        """Asked of the bucket: another controller may have ended it a moment ago."""
+        row = await self._records.read(action.id)
+        return row is not None and not row.value.ended
 
     async def _ready(self, checkpoint: str) -> CatalogueEntry:
         entry = await self.checkpoint(checkpoint)
