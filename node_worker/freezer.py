@@ -20,14 +20,19 @@ class NotFrozen(Exception):
     """The processes do not come to rest; one may hang in the kernel (state D)."""
 
 
+def is_frozen(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> bool:
+    file, frozen, _ = _freezer(pid, proc, cgroups)
+    return file.read_text().strip() == frozen
+
+
 def freeze_if_thawed(pid: int, *, proc: Path = PROC, cgroups: Path = CGROUPS) -> bool:
     """Freeze the process's cgroup and wait until it is; False when it is frozen already."""
-    file, frozen, _ = _freezer(pid, proc, cgroups)
-    if file.read_text().strip() == frozen:
+    if is_frozen(pid, proc=proc, cgroups=cgroups):
         return False
+    file, frozen, _ = _freezer(pid, proc, cgroups)
     file.write_text(frozen)
     end = time.monotonic() + SETTLE_SECONDS
-    while file.read_text().strip() != frozen:  # version 1 says FREEZING in between
+    while not is_frozen(pid, proc=proc, cgroups=cgroups):  # version 1 says FREEZING in between
         if time.monotonic() > end:
             raise NotFrozen(f"the cgroup of process {pid} does not freeze")
         time.sleep(0.005)

@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from node_worker.gpu import group, host
+from node_worker.gpu.client import open_gpu
 from node_worker.gpu.port import GpuBusy, GpuFailed, GpuHung, GpuState, NotCuda, ProcessGone
 from tests.support.gpu_worlds import RealWorld, SimulatedWorld, opened, until
 
@@ -169,6 +171,24 @@ async def test_a_helper_that_does_not_answer_is_killed_and_nothing_stays_locked(
     assert not Path(f"/proc/{stuck}").exists()
     await group.release_all(gpu, [work.pid])
     assert await gpu.state(work.pid) is GpuState.RUNNING
+    await work.counts_on()
+
+
+async def test_the_driver_waits_for_a_process_that_stands_still(
+    world: SimulatedWorld, tmp_path: Path
+) -> None:
+    work = await world.workload()
+    os.kill(work.pid, signal.SIGSTOP)
+    other = tmp_path / "other"
+    other.mkdir()
+
+    impatient = msgspec.structs.replace(world.settings(call_timeout=2.0), state=other)
+    async with open_gpu(impatient) as gpu:
+        with pytest.raises(GpuHung):
+            await gpu.state(work.pid)
+        os.kill(work.pid, signal.SIGCONT)
+
+        assert await gpu.state(work.pid) is GpuState.RUNNING
     await work.counts_on()
 
 

@@ -27,6 +27,7 @@ from typing import Literal
 
 import msgspec
 
+from node_worker import freezer
 from node_worker.gpu.port import DriverError, GpuState
 from schemas.gpus import GpuFacts, GpuProcess
 
@@ -108,7 +109,10 @@ class SimulatedDriver:
 
     def state(self, pid: int) -> GpuState:
         self._meet_fault("state", pid)
-        return _state(_home(pid))
+        home = _home(pid)
+        while _stands_still(pid):
+            time.sleep(0.02)
+        return _state(home)
 
     def lock(self, pid: int, timeout: float) -> None:
         home = self._begin("lock", pid, GpuState.RUNNING)
@@ -193,6 +197,14 @@ def _home(pid: int) -> Path:
         if name == MARK and home.is_dir():
             return home
     raise DriverError("CUDA_ERROR_NOT_INITIALIZED")
+
+
+def _stands_still(pid: int) -> bool:
+    """Stopped or frozen: the process itself answers the driver, so the driver waits for it."""
+    with contextlib.suppress(FileNotFoundError):  # it has ended, or no cgroup freezes it
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T" or freezer.is_frozen(pid)
+    return False
 
 
 def _state(home: Path) -> GpuState:
