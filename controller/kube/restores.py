@@ -219,8 +219,9 @@ class Restores:
         uid = pod["metadata"]["uid"]
         told = followed(of, pod, self._means.clock())
         told = msgspec.structs.replace(told, restored_pod_uid=uid)
-        if told.phase in ENDED:
-            await self._tell_end(of, pod, told)
+        if told.phase in ENDED:  # before the status says so, as nobody tells it afterwards
+            last, warning = told.conditions[-1], told.phase is RestorePhase.FAILED
+            await self._means.tell(of, last.reason, last.message, warning=warning)
         await self._show(of, told)
         return None if told.phase in ENDED else LOOK_SECONDS
 
@@ -236,14 +237,6 @@ class Restores:
                 if (pod := await self._means.kube.get(PODS, at.namespace, name)) is None:
                     raise
         return _ours(of, pod)
-
-    async def _tell_end(self, of: KybernateRestore, pod: Json, told: RestoreStatus) -> None:
-        """Before the status says so, as nobody comes back here afterwards."""
-        last, at = told.conditions[-1], pod["metadata"]
-        if told.phase is RestorePhase.FAILED:
-            await self._means.kube.delete(PODS, at["namespace"], at["name"], uid=at["uid"])
-        warning = told.phase is RestorePhase.FAILED
-        await self._means.tell(of, last.reason, last.message, warning=warning)
 
     async def _make(self, of: KybernateRestore) -> Json | Refusal:
         entry = await self._means.catalogue.get(_status(of).checkpoint or "")
@@ -270,17 +263,17 @@ class Restores:
         return made
 
     async def _after(self, of: KybernateRestore) -> None:
-        if of.metadata.generation == _status(of).observed_generation:
+        """The pod of a failed one goes once its words are kept; what was edited since is told."""
+        status, at = _status(of), of.metadata
+        if status.phase is RestorePhase.FAILED and (uid := status.restored_pod_uid):
+            name = status.restored_pod_name or ""
+            await self._means.kube.delete(PODS, at.namespace, name, uid=uid)
+        if at.generation == status.observed_generation:
             return
-        now = self._means.clock()
-        told = _conditions(of, now).edited("spec")
+        told = _conditions(of, self._means.clock()).edited("spec")
         await self._means.tell(of, conditions.SPEC_CHANGED, told[-1].message, warning=True)
-        await self._show(
-            of,
-            msgspec.structs.replace(
-                _status(of), conditions=told, observed_generation=of.metadata.generation
-            ),
-        )
+        edited = msgspec.structs.replace(status, conditions=told, observed_generation=at.generation)
+        await self._show(of, edited)
 
     async def _fail(self, of: KybernateRestore, refusal: Refusal) -> None:
         await self._means.tell(of, refusal.reason, refusal.message, warning=True)
@@ -294,7 +287,8 @@ def _ours(of: KybernateRestore, pod: Json | None) -> Json | Refusal:
     if pod is None:
         return _gone(of)
     if pod["metadata"].get("labels", {}).get(RESTORE_LABEL) == of.metadata.uid:
-        return pod
+        ends = "deletionTimestamp" in pod["metadata"] and not pods.runs(pod)
+        return _gone(of) if ends else pod
     words = f"there is a pod {pod['metadata']['name']} already; name another in spec.targetPod.name"
     return Refusal(reason=conditions.POD_NAME_TAKEN, message=words)
 
