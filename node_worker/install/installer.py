@@ -200,7 +200,8 @@ class Installer:
     def _settings(self, program: PurePosixPath) -> bytes:
         criu = self._wanted.prefix / "criu/bin" if self._wanted.criu else ""
         state = self._wanted.state
-        return f"RUNC='{program}'\nSTATE='{state}'\nCRIU='{criu}'\nTIMEOUT=100\n".encode()
+        places = f"RUNC='{program}'\nSTATE='{state}'\nCRIU='{criu}'\n"
+        return f"{places}TIMEOUT=100\nWORKER_WAIT=10\n".encode()
 
     def _runc(self) -> PurePosixPath:
         if self._wanted.runc is not None:

@@ -198,6 +198,19 @@ async def test_without_a_worker_nothing_resumes_and_the_rest_goes_on(
     await goes_its_way(host, output, "plain")
 
 
+async def test_a_worker_that_is_being_restarted_is_waited_for(
+    host: Host, restores: Restores
+) -> None:
+    host.configure(WORKER_WAIT=60)
+    restores.problem = Refused("IsOdd", "it came back and found that odd")
+    host.bundle("resumed", RESUMED)
+    asking = asyncio.create_task(host.create("resumed"))
+    assert not (await asyncio.wait({asking}, timeout=1.5))[0]
+    async with doorway(host.state, restores):
+        await asking
+    assert "it came back and found that odd" in errors(host)[-1]
+
+
 async def test_a_dead_workers_number_deceives_nobody(host: Host, restores: Restores) -> None:
     async with doorway(host.state, restores):
         signed = (host.state / "worker.pid").read_text()
@@ -211,7 +224,7 @@ async def test_a_dead_workers_number_deceives_nobody(host: Host, restores: Resto
 
 
 async def test_a_worker_that_takes_too_long_is_given_up(host: Host, worker: Restores) -> None:
-    host.configure(RUNC=host.runc, STATE=host.state, CRIU="", TIMEOUT=1)
+    host.configure(TIMEOUT=1)
     worker.wait.clear()
     host.bundle("late", RESUMED)
     said = await host.create("late")

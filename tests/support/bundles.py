@@ -76,7 +76,7 @@ class Host:
         self._root.mkdir()
         self.wrapper = home / "kybernate-runc"
         shutil.copy(WRAPPER, self.wrapper)
-        self.configure(RUNC=self.runc, STATE=self.state, CRIU=self._stack.criu.parent, TIMEOUT=60)
+        self.configure(CRIU=self._stack.criu.parent)
         (home / "criu.conf").write_text(CRIU_CONFIG)
 
     @property
@@ -88,7 +88,9 @@ class Host:
         return self._stack.busybox
 
     def configure(self, **values: object) -> None:
-        lines = (f"{name}='{value}'\n" for name, value in values.items())
+        places = {"RUNC": self.runc, "STATE": self.state, "CRIU": ""}
+        settings = {**places, "TIMEOUT": 60, "WORKER_WAIT": 0, **values}
+        lines = (f"{name}='{value}'\n" for name, value in settings.items())
         (self.home / "kybernate-runc.conf").write_text("".join(lines))
 
     def bundle(
