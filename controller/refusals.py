@@ -56,6 +56,14 @@ def already_ended(action: str, state: str) -> Refused:
     )
 
 
+def no_gpu_to_map(checkpoint: str) -> Refused:
+    return Refused(
+        reasons.INVALID_REQUEST,
+        f"checkpoint {checkpoint} holds no GPU memory that could go to another GPU",
+        "leave out the map of GPUs (--gpu)",
+    )
+
+
 def key_of_another(action: str) -> Refused:
     return Refused(
         reasons.INVALID_REQUEST,

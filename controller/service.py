@@ -178,6 +178,8 @@ class Service:
         facts = (await self._ready(request.checkpoint)).facts
         node, place = request.node or facts.node, Place(facts.place)
         part = _part(facts, request.container)
+        if request.gpu_map and not facts.gpus:
+            raise refusals.no_gpu_to_map(facts.id)
         if place is Place.MEMORY and (node != facts.node or _renamed(request, part.target)):
             raise _stays_where_it_is(request, facts.node)
         if place is Place.MEMORY:

@@ -30,6 +30,8 @@ def main() -> None:
 
 async def start(state: Path, name: str, workload: Workload) -> Path:
     daemon = PrivateContainerd(find_stack(), state.absolute() / "containerd")
+    if not daemon.socket.exists():
+        raise SystemExit(f"there is no containerd in {state}: start `kybernate up`, see --state")
     async with connect(daemon.socket) as runtime:
         return (await Workloads(daemon, runtime).start_container(name, workload)).log
 

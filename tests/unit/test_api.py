@@ -185,6 +185,15 @@ async def test_a_checkpoint_in_memory_stays_where_it_is(asking: Client, bus: Bus
 
 
 @pytest.mark.usefixtures("worker")
+async def test_where_there_was_no_gpu_none_can_be_chosen(asking: Client) -> None:
+    made = await asking.ended((await asking.request(ASK)).id)
+    with pytest.raises(ClientProblem, match="holds no GPU memory") as refused:
+        await asking.request(RestoreRequest(checkpoint=made.id, gpu_map={"GPU-a": "GPU-b"}))
+    assert refused.value.reason == reasons.INVALID_REQUEST
+    assert [one.kind for one in await asking.actions()] == ["checkpoint"]
+
+
+@pytest.mark.usefixtures("worker")
 async def test_what_is_frozen_in_memory_cannot_be_left_running(asking: Client) -> None:
     ask = CheckpointRequest(container="counter", place=Place.MEMORY, leave_running=True)
     with pytest.raises(ClientProblem, match="cannot be left running") as refused:
