@@ -1,5 +1,6 @@
 """A trace as text: a line per span, indented below its parent, with a bar where it lay in time."""
 
+import math
 from collections.abc import Sequence
 
 from kybernate.telemetry import FinishedSpan
@@ -38,7 +39,7 @@ def _ms(seconds: float) -> str:
 
 def _bar(start: float, seconds: float, whole: float) -> str:
     """Cells rounded to whole ones; a span too short for one is a thin line."""
-    scale = BAR_WIDTH / whole if whole > 0 else 0.0
-    first = min(BAR_WIDTH - 1, round(start * scale))
-    cells = min(BAR_WIDTH, round((start + seconds) * scale)) - first
+    whole = whole or math.inf
+    first = min(BAR_WIDTH - 1, round(start / whole * BAR_WIDTH))
+    cells = min(BAR_WIDTH, round((start + seconds) / whole * BAR_WIDTH)) - first
     return (" " * first + (_FULL * cells or _THIN)).ljust(BAR_WIDTH)

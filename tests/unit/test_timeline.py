@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kybernate.embedded.timeline import BAR_WIDTH, timeline
@@ -60,6 +60,7 @@ spans = st.builds(
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), spans), min_size=1, max_size=20))
+@example([(0, finished("x", 0.0, 2.2e-309))])
 def test_every_span_gets_one_line_and_a_visible_bar(given: list[tuple[int, FinishedSpan]]) -> None:
     lines = timeline(given)
     assert len(lines) == len(given)
