@@ -29,6 +29,8 @@ CONTAINER = "bench"
 LEAST_ROUNDS = 20
 WARM_UP = 1
 SETTLE_SECONDS = 0.3
+Seconds = tuple[float, float]
+"""Of a checkpoint and of a restore."""
 HOLDER = """
 import os, sys, time
 held = bytearray(os.urandom(int(sys.argv[1])))
@@ -40,51 +42,52 @@ while True:
 """
 
 
-class Measured:
-    """The times of one side, in seconds."""
-
-    def __init__(self) -> None:
-        self.checkpoint: list[float] = []
-        self.restore: list[float] = []
-
-    def line(self, name: str) -> str:
-        times = (self.checkpoint, self.restore)
-        both = (f"{1000 * statistics.median(of):8.1f} ms" for of in times)
-        return f"{name:<10} checkpoint {next(both)}   restore {next(both)}   (medians)"
-
-
 async def alternate(rounds: int, running: Running, bare: Bare, ours: ThroughKybernate) -> str:
-    """The result as a JSON line."""
-    theirs, mine = Measured(), Measured()
-    checkpoints, restores = list[Went](), list[Went]()
-    for number in range(rounds + WARM_UP):
-        times = await timed(bare.checkpoint), await timed(bare.restore)
+    """The result as a JSON line. The sides take turns in beginning, too."""
+    theirs, mine = list[Seconds](), list[tuple[Went, Went]]()
+
+    async def by_bare_calls() -> None:
+        theirs.append((await timed(bare.checkpoint), await timed(bare.restore)))
         await running.wait_for_more(3)
         await bare.clean()
-        await settled()
-        went = await ours.checkpoint(), await ours.restore()
+
+    async def by_kybernate() -> None:
+        mine.append((await ours.checkpoint(), await ours.restore()))
         await running.wait_for_more(3)
         await ours.clean()
-        await settled()
-        if number >= WARM_UP:
-            theirs.checkpoint.append(times[0])
-            theirs.restore.append(times[1])
-            mine.checkpoint.append(went[0].seconds)
-            mine.restore.append(went[1].seconds)
-            checkpoints.append(went[0])
-            restores.append(went[1])
-    print(theirs.line("containerd"), mine.line("kybernate"), sep="\n")
+
+    for number in range(WARM_UP + rounds):
+        sides = (by_bare_calls, by_kybernate)
+        for side in sides if number % 2 else reversed(sides):
+            await side()
+            await settled()
+    return told(theirs[WARM_UP:], mine[WARM_UP:])
+
+
+def told(theirs: list[Seconds], mine: list[tuple[Went, Went]]) -> str:
+    """Prints the medians."""
+    checkpoints, restores = ([went[number] for went in mine] for number in (0, 1))
+    bare = medians(theirs)
+    ours = medians([(checkpoint.seconds, restore.seconds) for checkpoint, restore in mine])
+    for name, (checkpoint, restore) in {"containerd": bare, "kybernate": ours}.items():
+        print(
+            f"{name:<10} checkpoint {1000 * checkpoint:8.1f} ms   restore {1000 * restore:8.1f} ms"
+        )
     print("checkpoint", *step_lines(checkpoints), "restore", *step_lines(restores), sep="\n")
+    coordination = statistics.median(went.coordination for went in (*checkpoints, *restores))
     return json.dumps(
         {
-            "rounds": rounds,
-            "checkpoint_ratio": round(ratio(mine.checkpoint, theirs.checkpoint), 3),
-            "restore_ratio": round(ratio(mine.restore, theirs.restore), 3),
-            "coordination_ms": round(
-                1000 * statistics.median(went.coordination for went in (*checkpoints, *restores)), 1
-            ),
+            "rounds": len(mine),
+            "checkpoint_ratio": round(ours[0] / bare[0], 3),
+            "restore_ratio": round(ours[1] / bare[1], 3),
+            "coordination_ms": round(1000 * coordination, 1),
         }
     )
+
+
+def medians(rounds: list[Seconds]) -> Seconds:
+    checkpoints, restores = zip(*rounds, strict=True)
+    return statistics.median(checkpoints), statistics.median(restores)
 
 
 async def settled() -> None:
@@ -99,18 +102,14 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return time.monotonic() - began
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(ours) / statistics.median(theirs)
-
-
 def step_lines(actions: list[Went]) -> list[str]:
     """The median of each step, and of what lies between them."""
-    medians = {
+    steps = {
         name: statistics.median(went.steps[name] for went in actions) for name in actions[0].steps
     }
     between = statistics.median(went.seconds - sum(went.steps.values()) for went in actions)
-    medians["(between)"] = between
-    return [f"  {name:<12} {1000 * median:8.1f} ms" for name, median in medians.items()]
+    steps["(between)"] = between
+    return [f"  {name:<12} {1000 * median:8.1f} ms" for name, median in steps.items()]
 
 
 async def measure(rounds: int, size: int, folder: Path) -> None:
