@@ -73,7 +73,8 @@ class House:
         """The order's job, in which the worker has died as it was told; no other runs yet."""
         await self.workers.start(fate)
         job = await self.publish(order)
-        assert await self.workers.ended() == KILLED
+        status = await self.workers.ended()
+        assert status == KILLED
         return job
 
     async def done(self, *orders: Order) -> JobEvent:
