@@ -12,6 +12,8 @@ from tests.support.cluster_pods import counting_pod, loops
 from tests.support.node_services import NodeServices
 
 TIMEOUT = 90.0
+GONE_SECONDS = 150.0
+"""Kubelet 1.20 sometimes takes a minute to drop a pod whose containers have ended."""
 
 
 class Pods:
@@ -72,7 +74,7 @@ class Pods:
     async def gone(self, *pods: str) -> None:
         await self.cluster.kubectl("delete", "pod", *pods, "--ignore-not-found")
         for pod in pods:
-            await self.cluster.wait_gone(pod)
+            await self.cluster.wait_gone(pod, timeout=GONE_SECONDS)
 
     async def all_gone(self) -> None:
         if self._names:
@@ -89,7 +91,7 @@ class Resources(Pods):
     async def checkpoint(self, pod: str, **spec: str) -> str:
         """The checkpoint's id; the pod is gone then."""
         status = await self._asked("KybernateCheckpoint", pod, "Completed", podName=pod, **spec)
-        await self.cluster.wait_gone(pod)
+        await self.cluster.wait_gone(pod, timeout=GONE_SECONDS)
         return str(status["checkpointRef"])
 
     async def restore(self, checkpoint: str) -> str:
