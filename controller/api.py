@@ -14,7 +14,7 @@ from controller.service import UUID, Service
 from schemas import reasons
 from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry
-from schemas.nodes import Inventory
+from schemas.nodes import DeletedNode, Inventory
 from schemas.requests import Request
 
 PREFIX: Final = "/api/v1"
@@ -72,8 +72,11 @@ class Api:
     async def get_node(self, request: web.Request) -> web.Response:
         return answer(await self._service.node(request.match_info["name"]))
 
+    async def delete_node(self, request: web.Request) -> web.Response:
+        return answer(await self._service.delete_node(request.match_info["name"]))
+
     def routes(self) -> tuple[Route, ...]:
-        return (*self._action_routes(), *self._read_routes())
+        return (*self._action_routes(), *self._other_routes())
 
     def _action_routes(self) -> tuple[Route, ...]:
         actions = f"{PREFIX}/actions"
@@ -126,7 +129,7 @@ class Api:
             ),
         )
 
-    def _read_routes(self) -> tuple[Route, ...]:
+    def _other_routes(self) -> tuple[Route, ...]:
         return (
             Route(
                 method="GET",
@@ -159,6 +162,14 @@ class Api:
                 summary="One node",
                 answer=Inventory,
                 refusals=(401, 404, 503),
+            ),
+            Route(
+                method="DELETE",
+                path=f"{PREFIX}/nodes/{{name}}",
+                handler=self.delete_node,
+                summary="Forget a node whose worker does not report any more",
+                answer=DeletedNode,
+                refusals=(401, 404, 409, 503),
             ),
         )
 

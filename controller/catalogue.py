@@ -74,6 +74,15 @@ class Catalogue:
             f"checkpoint {checkpoint} was written by others {WRITE_TRIES} times in a row"
         )
 
+    async def mark_missing(self, node: str, problem: str) -> tuple[str, ...]:
+        """All that lie on the node, which is gone; their ids, and of those that are so already."""
+        entries = [entry for entry in await self.all() if entry.facts.node == node]
+        left = [entry for entry in entries if entry.state is not CheckpointState.DELETED]
+        for entry in left:
+            if entry.state is CheckpointState.READY:
+                await self._mark_missing(entry.facts.id, problem)
+        return tuple(entry.facts.id for entry in left)
+
     async def heal(self) -> None:
         """Enter again what was seen and is gone; forget what was deleted long ago."""
         rows = await repaired(self._bus, self._table.all)
@@ -99,6 +108,7 @@ class Catalogue:
             known,
             facts=_remembered(known.facts),
             state=CheckpointState.DELETED,
+            problem="",
             updated=self._clock(),
         )
         if row is None:
@@ -106,6 +116,17 @@ class Catalogue:
             return
         await self._table.update(checkpoint, entry, row.revision)
         self._seen[checkpoint] = entry
+
+    async def _mark_missing(self, checkpoint: str, problem: str) -> None:
+        row = await repaired(self._bus, lambda: self._table.get(checkpoint))
+        if row is None or row.value.state is not CheckpointState.READY:
+            return
+        entry = msgspec.structs.replace(
+            row.value, state=CheckpointState.MISSING, problem=problem, updated=self._clock()
+        )
+        with suppress(Conflict):  # somebody works with it, and finds out
+            await self._table.update(checkpoint, entry, row.revision)
+            self._seen[checkpoint] = entry
 
     async def _create(self, entry: CatalogueEntry) -> None:
         checkpoint = entry.facts.id
@@ -129,7 +150,8 @@ class Catalogue:
         elif seen.state is not CheckpointState.DELETED:
             heir = max(row.value.heir, seen.heir, key=_age)
             same = heir == row.value.heir
-            self._seen[row.key] = row.value if same else msgspec.structs.replace(seen, heir=heir)
+            entry = row.value if same else msgspec.structs.replace(row.value, heir=heir)
+            self._seen[row.key] = entry
         return self._seen[row.key]
 
 

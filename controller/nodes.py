@@ -10,7 +10,7 @@ from kybernate.bus.port import Bus
 from schemas import reasons
 from schemas.gpus import GpuFacts
 from schemas.manifest import CheckpointFacts
-from schemas.names import NODES_BUCKET
+from schemas.names import NODES_BUCKET, node_key
 from schemas.nodes import HEARTBEAT_SECONDS, SILENT_AFTER_SECONDS, Inventory
 from schemas.orders import Target
 
@@ -44,6 +44,26 @@ class Nodes:
             raise self._unknown(node)
         return self._known[node]
 
+    async def knows(self, node: str) -> bool:
+        await self.refresh()
+        return node in self._known
+
+    async def gone(self, node: str) -> Inventory:
+        """The node's last inventory; refused while its worker reports."""
+        inventory = await self.get(node)
+        if not self._is_silent(inventory):
+            raise Refused(
+                reasons.NODE_IN_USE,
+                f"node {node} is at work: its worker was heard of "
+                f"{self._silence(inventory):.0f} s ago",
+                f"stop its worker, and ask again {SILENT_AFTER_SECONDS:.0f} s later",
+            )
+        return inventory
+
+    async def forget(self, node: str) -> None:
+        await self._table.delete(node_key(node))
+        self._known.pop(node, None)
+
     async def taking_jobs(self, node: str) -> Inventory:
         """The node's inventory; refused when it is unknown, silent or not ready."""
         return await self._decided(lambda: self._ready(node))
@@ -71,18 +91,22 @@ class Nodes:
         if inventory is None:
             raise self._unknown(node)
         if problem := self._problem(inventory):
-            raise Refused(
-                reasons.NODE_NOT_READY,
-                f"node {node} takes no jobs: {problem}",
-                f"see `kybernate describe node {node}` and the log of its worker",
-            )
+            advice = f"see `kybernate describe node {node}` and the log of its worker"
+            if self._is_silent(inventory):
+                advice += f"; if it will not come back: `kybernate delete node {node}`"
+            raise Refused(reasons.NODE_NOT_READY, f"node {node} takes no jobs: {problem}", advice)
         return inventory
 
     def _problem(self, inventory: Inventory) -> str:
-        silence = self._clock() - inventory.at
-        if silence > SILENT_AFTER_SECONDS:
-            return f"its worker was last heard of {silence:.0f} s ago"
-        return "" if inventory.ready else "its worker is not ready"
+        if self._is_silent(inventory):
+            return f"its worker was last heard of {self._silence(inventory):.0f} s ago"
+        return "" if inventory.ready else inventory.problem or "its worker is not ready"
+
+    def _is_silent(self, inventory: Inventory) -> bool:
+        return self._silence(inventory) > SILENT_AFTER_SECONDS
+
+    def _silence(self, inventory: Inventory) -> float:
+        return self._clock() - inventory.at
 
     def _holder(self, target: Target) -> Inventory:
         everywhere = list(self._known.values())

@@ -33,6 +33,7 @@ _STATUS: dict[ActionState, ActionStatus] = {
 }
 _CHECKPOINT_STATUS: dict[CheckpointState, CheckpointStatus] = {
     CheckpointState.READY: "ready",
+    CheckpointState.MISSING: "deprecated",
     CheckpointState.DELETED: "deprecated",
 }
 

@@ -40,6 +40,15 @@ def deleted_checkpoint(checkpoint: str) -> Refused:
     )
 
 
+def missing_checkpoint(checkpoint: str, node: str, problem: str) -> Refused:
+    return Refused(
+        reasons.CHECKPOINT_MISSING,
+        f"checkpoint {checkpoint} is missing: {problem}",
+        f"bring its folder back to node {node}, whose worker sees it within a minute or two; or "
+        "name a node that has a copy of it (--node)",
+    )
+
+
 def checkpoint_in_use(checkpoint: str, action: str) -> Refused:
     return Refused(
         reasons.CHECKPOINT_IN_USE,

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+import msgspec
+
 from controller import refusals
 from controller.catalogue import Catalogue
 from controller.engine import Engine
@@ -20,7 +22,8 @@ from schemas import reasons
 from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.manifest import CheckpointFacts, PartFacts
-from schemas.nodes import Inventory
+from schemas.messages import Deleted
+from schemas.nodes import DeletedNode, Inventory
 from schemas.orders import (
     CheckpointOrder,
     DeleteOrder,
@@ -65,6 +68,8 @@ class Service:
         try:
             node, order = await self._placed(action, request)
             new = self._new(action, node, order, request.timeout, labels or {})
+            if isinstance(order, DeleteOrder) and not await self._nodes.knows(node):
+                new = await self._deleted_with_its_node(new, order)
             return await self._engine.start(new)
         except (Refused, Conflict):  # perhaps because another controller was asked for it before
             if (known := await self._records.at_hand(action)) is None:
@@ -132,6 +137,19 @@ class Service:
     async def node(self, node: str) -> Inventory:
         return await self._nodes.get(node)
 
+    async def delete_node(self, node: str) -> DeletedNode:
+        """Forget a node that is gone; its checkpoints stay, as missing, until it comes back."""
+        await self._nodes.gone(node)
+        missing = await self._catalogue.mark_missing(node, f"its node {node} was deleted")
+        await self._nodes.forget(node)
+        return DeletedNode(node=node, missing=missing)
+
+    async def _deleted_with_its_node(self, action: Action, order: DeleteOrder) -> Action:
+        """There is nobody to ask: that nobody is to look for it any more is all that is done."""
+        await self._catalogue.mark_deleted(order.checkpoint)
+        result = Deleted(checkpoint=order.checkpoint)
+        return msgspec.structs.replace(action, state=ActionState.COMPLETED, result=result)
+
     def _new(
         self, action: str, node: str, order: Order, timeout: float, labels: dict[str, str]
     ) -> Action:
@@ -175,8 +193,11 @@ class Service:
         return inventory.node, _checkpoint_order(action, request)
 
     async def _placed_restore(self, request: RestoreRequest) -> tuple[str, Order]:
-        facts = (await self._ready(request.checkpoint)).facts
+        entry = await self._kept(request.checkpoint)
+        facts = entry.facts
         node, place = request.node or facts.node, Place(facts.place)
+        if entry.state is CheckpointState.MISSING and node == facts.node:
+            raise refusals.missing_checkpoint(facts.id, node, entry.problem)
         part = _part(facts, request.container)
         if request.gpu_map and not facts.gpus:
             raise refusals.no_gpu_to_map(facts.id)
@@ -198,11 +219,13 @@ class Service:
         )
 
     async def _placed_delete(self, request: DeleteRequest) -> tuple[str, Order]:
-        facts = (await self._ready(request.checkpoint)).facts
+        entry = await self._kept(request.checkpoint)
+        facts = entry.facts
         for other in self._records.unfinished():
             if other.order.checkpoint == facts.id and await self._goes_on(other):
                 raise refusals.checkpoint_in_use(facts.id, other.id)
-        await self._nodes.taking_jobs(facts.node)
+        if entry.state is CheckpointState.READY or await self._nodes.knows(facts.node):
+            await self._nodes.taking_jobs(facts.node)
         return facts.node, DeleteOrder(checkpoint=facts.id)
 
     async def _goes_on(self, action: Action) -> bool:
@@ -210,7 +233,7 @@ class Service:
         row = await self._records.read(action.id)
         return row is not None and not row.value.ended
 
-    async def _ready(self, checkpoint: str) -> CatalogueEntry:
+    async def _kept(self, checkpoint: str) -> CatalogueEntry:
         entry = await self.checkpoint(checkpoint)
         if entry.state is CheckpointState.DELETED:
             raise refusals.deleted_checkpoint(checkpoint)

@@ -19,7 +19,7 @@ from kybernate import telemetry
 from kybernate.tasks import jittered
 from schemas.actions import Action
 from schemas.checkpoints import CatalogueEntry
-from schemas.nodes import Inventory
+from schemas.nodes import DeletedNode, Inventory
 from schemas.requests import Problem, Request
 
 T = TypeVar("T")
@@ -86,6 +86,9 @@ class Client:
 
     async def nodes(self) -> list[Inventory]:
         return await self._call("GET", "/api/v1/nodes", list[Inventory])
+
+    async def delete_node(self, node: str) -> DeletedNode:
+        return await self._call("DELETE", f"/api/v1/nodes/{_segment(node)}", DeletedNode)
 
     async def ended(self, action: str) -> Action:
         """The action once it has ended."""

@@ -26,6 +26,7 @@ from node_worker.gpu import hugepages
 from node_worker.gpu.client import open_gpu
 from node_worker.gpu.helper import HelperSettings
 from node_worker.gpu.port import Gpu
+from node_worker.holdings import Holdings
 from node_worker.host import host_facts
 from node_worker.intake import Intake
 from node_worker.jobs import Jobs
@@ -122,7 +123,7 @@ async def _serve(stack: contextlib.AsyncExitStack, bus: Bus, means: Means, jobs:
         restores = Restores(means)
         await stack.enter_async_context(doorway(means.settings.runtime_state, restores))
         _background(stack, _clearing_up(restores), "clearing up after pods")
-    _background(stack, registration.run_announcing(), "announcing")
+    _background(stack, Holdings(bus, means).run(), "announcing")
     _background(stack, _settling(jobs), "settling")
     _background(stack, _pruning(means.ledger), "pruning")
     _background(stack, Intake(bus, means.settings, jobs).run(), "intake")

@@ -1,6 +1,4 @@
-"""Tells the controllers about the node: a heartbeat with what is on it, and the checkpoints that
-its disk holds, so that a catalogue that was lost comes back from the nodes.
-"""
+"""Tells the controllers about the node: what is on it, and whether it takes jobs."""
 
 import asyncio
 import logging
@@ -10,28 +8,24 @@ from importlib import metadata
 from typing import Final
 
 from kybernate import tasks
-from kybernate.bus import Bus, Conflict, TopologyMissing
-from kybernate.store import StoreError, manifest_digest, read_manifest
+from kybernate.bus import Bus, TopologyMissing
+from kybernate.store import StoreError, StoreFull
 from node_worker.actors import Means
 from node_worker.containerd.port import RuntimeProblem
-from node_worker.facts import Sleeper, facts_of
 from node_worker.gpu import host as gpu_host
 from node_worker.gpu.drawbacks import drawbacks
 from node_worker.gpu.port import GpuProblem
 from node_worker.jobs import Jobs
 from node_worker.threads import in_thread
 from schemas import reasons
-from schemas.base import decode
-from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.gpus import GpuFacts
-from schemas.manifest import CheckpointFacts
-from schemas.names import CHECKPOINTS_BUCKET, NODES_BUCKET, node_key
+from schemas.names import NODES_BUCKET, node_key
 from schemas.nodes import HEARTBEAT_SECONDS, Inventory, NodeWarning
 from schemas.orders import Target
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_SECONDS: Final = 60.0
+RECOVERING: Final = "it still undoes or finishes what an earlier worker process left"
 GPU_PATIENCE_SECONDS: Final = 2.0
 """A driver that hangs must not silence the node."""
 
@@ -44,8 +38,8 @@ class Registration:
         self._instance = instance
         self._started = time.time()
         self._nodes = bus.table(NODES_BUCKET, Inventory)
-        self._catalogue = bus.table(CHECKPOINTS_BUCKET, CatalogueEntry)
         self._version = metadata.version("kybernate")
+        self._problem = ""
         self.recovered = False
         """Nothing of an earlier process is left to undo."""
 
@@ -54,79 +48,59 @@ class Registration:
             self.beat, name="heartbeat", pause=HEARTBEAT_SECONDS, longest=HEARTBEAT_SECONDS
         )
 
-    async def run_announcing(self) -> None:
-        await tasks.for_ever(self.announce, name="announcing checkpoints", pause=ANNOUNCE_SECONDS)
-
     async def beat(self) -> None:
         """Put the node's row as it is now."""
         row = await self._inventory()
+        self._tell(row.problem)
         try:
             await self._nodes.put(node_key(row.node), row)
         except TopologyMissing:
             await self._bus.ensure_topology()
             await self._nodes.put(node_key(row.node), row)
-
-    async def announce(self) -> None:
-        """Add to the catalogue what this node holds and the catalogue does not know."""
-        try:
-            known = await self._catalogue.all()
-        except TopologyMissing:
-            await self._bus.ensure_topology()
-            known = {}
-        for facts in (*await in_thread(self._on_disk), *self._in_memory()):
-            if facts.id not in known:
-                await self._add(facts)
-
-    async def _add(self, facts: CheckpointFacts) -> None:
-        entry = CatalogueEntry(facts=facts, state=CheckpointState.READY, updated=time.time())
-        try:
-            await self._catalogue.create(facts.id, entry)
-        except Conflict:
-            return  # a controller was faster
-
-    def _on_disk(self) -> list[CheckpointFacts]:
-        found = []
-        for checkpoint in self._means.store.checkpoints():
-            try:
-                folder = self._means.store.folder(checkpoint)
-                found.append(facts_of(read_manifest(folder), manifest_digest(folder)))
-            except StoreError as error:
-                log.warning("checkpoint %s is left out: %s", checkpoint, error)
-        return found
-
-    def _in_memory(self) -> list[CheckpointFacts]:
-        return [decode(raw, Sleeper).facts for raw in self._means.ledger.sleepers()]
 
     async def _inventory(self) -> Inventory:
+        obstacles: list[NodeWarning] = []
         warnings: list[NodeWarning] = []
-        containers = await self._containers(warnings)
+        containers = await self._containers(obstacles)
+        free_disk = await self._free_disk(obstacles, warnings)
         gpus = await self._gpus(warnings)
+        in_the_way = "; ".join(obstacle.message for obstacle in obstacles)
+        problem = in_the_way if self.recovered else RECOVERING
         return Inventory(
             node=self._means.settings.node,
             instance=self._instance,
             at=time.time(),
             started=self._started,
             worker_version=self._version,
-            ready=self.recovered and containers is not None,
+            ready=not problem,
+            problem=problem,
             host=self._means.host,
-            containers=containers or (),
+            containers=containers,
             gpus=gpus,
-            free_disk_bytes=await self._free_disk(warnings),
+            free_disk_bytes=free_disk,
             free_memory_bytes=gpu_host.available_bytes(),
             running=self._jobs.running,
-            warnings=tuple(warnings),
+            warnings=(*obstacles, *warnings),
         )
 
-    async def _containers(self, warnings: list[NodeWarning]) -> tuple[Target, ...] | None:
-        """Every container of every namespace; None where containerd does not answer."""
+    def _tell(self, problem: str) -> None:
+        """In the log, when it has changed: whoever starts a worker looks there."""
+        if problem and problem not in {self._problem, RECOVERING}:
+            log.error("node %s takes no jobs: %s", self._means.settings.node, problem)
+        elif self._problem and not problem:
+            log.info("node %s takes jobs", self._means.settings.node)
+        self._problem = problem
+
+    async def _containers(self, obstacles: list[NodeWarning]) -> tuple[Target, ...]:
+        """Every container of every namespace."""
         found: list[Target] = []
         try:
             for namespace in await self._means.runtime.namespaces():
                 containers = await self._means.runtime.containers(namespace)
                 found += [Target(namespace=namespace, container=one.id) for one in containers]
         except RuntimeProblem as error:
-            warnings.append(NodeWarning(reason=reasons.RUNTIME_UNAVAILABLE, message=str(error)))
-            return None
+            obstacles.append(NodeWarning(reason=reasons.RUNTIME_UNAVAILABLE, message=str(error)))
+            return ()
         return tuple(found)
 
     async def _gpus(self, warnings: list[NodeWarning]) -> tuple[GpuFacts, ...]:
@@ -141,12 +115,18 @@ class Registration:
             warnings.append(NodeWarning(reason=reasons.GPU_UNAVAILABLE, message=silent))
         return ()
 
-    async def _free_disk(self, warnings: list[NodeWarning]) -> int:
+    async def _free_disk(self, obstacles: list[NodeWarning], warnings: list[NodeWarning]) -> int:
+        """A full disk is no obstacle: deleting a checkpoint is what helps."""
         try:
-            return await in_thread(self._means.store.free_bytes)
+            free = await in_thread(self._means.store.free_bytes)
         except StoreError as error:
-            warnings.append(NodeWarning(reason=error.reason, message=str(error)))
+            message = f"{error}; {error.advice}"
+            obstacles.append(NodeWarning(reason=error.reason, message=message))
             return 0
+        if not free:
+            message = f"the disk of {self._means.store.root} is full; {StoreFull.advice}"
+            warnings.append(NodeWarning(reason=reasons.DISK_FULL, message=message))
+        return free
 
 
 def instance_name() -> str:

@@ -8,6 +8,8 @@ from schemas.manifest import CheckpointFacts
 
 class CheckpointState(StrEnum):
     READY = "ready"
+    MISSING = "missing"
+    """Its node does not have it any more; ready again as soon as it has."""
     DELETED = "deleted"
     """Its files are gone; kept so that a question about it has an answer."""
 
@@ -28,4 +30,6 @@ class CatalogueEntry(Message, frozen=True, kw_only=True):
     facts: CheckpointFacts
     state: CheckpointState
     updated: float
+    problem: str = ""
+    """Why it is missing."""
     heir: Heir | None = None

@@ -16,7 +16,7 @@ from schemas.checkpoints import CatalogueEntry
 from schemas.crds import crds
 from schemas.manifest import Manifest
 from schemas.messages import Cancel, Claim, Job, JobEvent
-from schemas.nodes import Inventory
+from schemas.nodes import DeletedNode, Inventory
 from schemas.requests import Problem, Request
 
 FOLDER = Path(__file__).parent / "json"
@@ -26,6 +26,7 @@ EXPORTED = {
     "cancel": Cancel,
     "checkpoint": CatalogueEntry,
     "claim": Claim,
+    "deleted-node": DeletedNode,
     "inventory": Inventory,
     "job": Job,
     "job-event": JobEvent,

@@ -26,6 +26,8 @@ class Inventory(Message, frozen=True, kw_only=True):
     worker_version: str
     ready: bool
     """The worker takes jobs: containerd answers and nothing is left to recover."""
+    problem: str = ""
+    """Why it does not."""
     host: HostFacts
     containers: tuple[Target, ...] = ()
     gpus: tuple[GpuFacts, ...] = ()
@@ -34,3 +36,11 @@ class Inventory(Message, frozen=True, kw_only=True):
     running: tuple[str, ...] = ()
     """Actions at work."""
     warnings: tuple[NodeWarning, ...] = ()
+
+
+class DeletedNode(Record, frozen=True, kw_only=True):
+    """A node that is forgotten until its worker reports again."""
+
+    node: str
+    missing: tuple[str, ...] = ()
+    """Checkpoints that lie on it, as far as anybody knows."""

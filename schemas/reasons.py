@@ -6,6 +6,7 @@ from typing import Final
 INVALID_REQUEST: Final = "InvalidRequest"
 UNKNOWN_NODE: Final = "UnknownNode"
 NODE_NOT_READY: Final = "NodeNotReady"
+NODE_IN_USE: Final = "NodeInUse"
 AMBIGUOUS_NODE: Final = "AmbiguousNode"
 UNKNOWN_ACTION: Final = "UnknownAction"
 UNKNOWN_CHECKPOINT: Final = "UnknownCheckpoint"

@@ -59,14 +59,21 @@ def referred(spec: RestoreSpec, checkpoint: KybernateCheckpoint | None) -> str |
     return Refusal(reason=conditions.CHECKPOINT_NOT_READY, message=words)
 
 
+def _not_there(checkpoint: str | None, entry: CatalogueEntry | None) -> Refusal:
+    if entry is not None and entry.state is CheckpointState.MISSING:
+        words = f"checkpoint {checkpoint} is missing: {entry.problem}"
+        return Refusal(reason=conditions.CHECKPOINT_NOT_READY, message=words)
+    words = "the checkpoint was deleted" if entry else "no such checkpoint is known"
+    words = f"{words}: {checkpoint}; see `kybernate get checkpoints`"
+    return Refusal(reason=conditions.CHECKPOINT_NOT_FOUND, message=words)
+
+
 def usable(
     spec: RestoreSpec, namespace: str, entry: CatalogueEntry | None
 ) -> CheckpointFacts | Refusal:
     """The checkpoint, or why no pod of this namespace resumes from it."""
-    if entry is None or entry.state is CheckpointState.DELETED:
-        words = "the checkpoint was deleted" if entry else "no such checkpoint is known"
-        words = f"{words}: {spec.checkpoint_ref}; see `kybernate get checkpoints`"
-        return Refusal(reason=conditions.CHECKPOINT_NOT_FOUND, message=words)
+    if entry is None or entry.state is not CheckpointState.READY:
+        return _not_there(spec.checkpoint_ref, entry)
     facts = entry.facts
     if facts.pod is None or facts.place != Place.DISK:
         words = f"checkpoint {facts.id} is not one of a pod on disk; restore it with `kybernate`"

@@ -17,6 +17,7 @@ import msgspec
 
 from kybernate.cli.exits import Failed, Refused, Stop, Unreachable
 from schemas.actions import Action
+from schemas.nodes import DeletedNode
 from schemas.requests import Problem, Request
 
 T = TypeVar("T")
@@ -48,6 +49,9 @@ class Connection:
 
     def cancel(self, action: str) -> Action:
         return _decoded(self._call("POST", f"/api/v1/actions/{segment(action)}/cancel"), Action)
+
+    def delete_node(self, node: str) -> DeletedNode:
+        return _decoded(self._call("DELETE", f"/api/v1/nodes/{segment(node)}"), DeletedNode)
 
     def watch(self, action: str) -> Iterator[Action]:
         """The action at every change up to its end, through any number of broken connections."""

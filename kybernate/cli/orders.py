@@ -121,7 +121,7 @@ def restore(**given: Any) -> None:
 
 @click.group()
 def delete() -> None:
-    """Delete a checkpoint."""
+    """Delete a checkpoint, or forget a node that is gone."""
 
 
 @delete.command("checkpoint")
@@ -132,6 +132,23 @@ def delete_checkpoint(**given: Any) -> None:
     frozen: that ends.
     """
     _order(_request(DeleteRequest, given), given)
+
+
+@delete.command("node")
+@click.argument("node", metavar="NAME")
+@options.connected
+@options.output
+def delete_node(node: str, **given: Any) -> None:
+    """Forget the node NAME, whose worker does not report any more. Checkpoints that lie on it
+    stay listed, as missing; should its worker start again, it is back, and they are.
+    """
+    deleted = Connection(given["servers"], given["token"]).delete_node(node)
+    if given["output"] == "json":
+        click.echo(msgspec.json.encode(deleted))
+        return
+    click.echo(f"node {deleted.node} is forgotten")
+    for checkpoint in deleted.missing:
+        click.echo(f"{checkpoint}  missing with it")
 
 
 @click.command()
@@ -256,4 +273,4 @@ def _outcome(action: Action) -> str:
         case Restored(target=target, pid=pid):
             return f"{target.namespace}/{target.container}  runs again, pid {pid}, {took}"
         case _:
-            return f"done, {took}"
+            return f"{action.order.checkpoint}  deleted, {took}"

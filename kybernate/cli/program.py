@@ -12,7 +12,7 @@ COMMANDS = {
     "restore": ("kybernate.cli.orders", "Resume a container from a checkpoint."),
     "get": ("kybernate.cli.views", "List actions, checkpoints or nodes."),
     "describe": ("kybernate.cli.views", "Show one action, checkpoint or node in full."),
-    "delete": ("kybernate.cli.orders", "Delete a checkpoint."),
+    "delete": ("kybernate.cli.orders", "Delete a checkpoint, or forget a node that is gone."),
     "cancel": ("kybernate.cli.orders", "Cancel an action."),
     "up": ("kybernate.cli.services", "Run everything this host needs, in one process."),
     "controller": ("kybernate.cli.services", "Run a controller."),

@@ -220,6 +220,7 @@ def _checkpoint_text(entry: CatalogueEntry) -> str:
         ("Pod", text.subject(facts.parts, facts.pod) if facts.pod else ""),
         ("Node", facts.node),
         ("State", entry.state),
+        ("Problem", entry.problem),
         ("Place", facts.place),
         ("Created", text.moment(facts.created)),
         ("Size", text.size(facts.size)),
@@ -247,6 +248,7 @@ def _node_text(node: Inventory) -> str:
     pairs = [
         ("Node", node.node),
         ("Ready", _readiness(node)),
+        ("Problem", node.problem),
         ("Heartbeat", f"{text.age(node.at)} ago"),
         ("Up since", text.moment(node.started)),
         ("Worker", f"{node.worker_version}, instance {node.instance}"),

@@ -4,6 +4,7 @@
 complete from the moment it is there. All calls block: make them in a thread.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -102,9 +103,14 @@ class CheckpointStore:
             return tuple(_names(aside))
 
     def free_bytes(self) -> int:
-        """What an unprivileged writer could still store; root's reserve is left alone."""
-        with disk_errors("measure", self.root):
+        """What an unprivileged writer could still store; root's reserve is left alone.
+
+        StoreUnusable where nothing can be written, though there be room.
+        """
+        with disk_errors("write into", self.root):
             self._make_aside()
+            for folder in (self.root, self.root / _ASIDE):
+                _check_writable(folder)
             room = os.statvfs(self.root)
         return room.f_bavail * room.f_frsize
 
@@ -145,6 +151,14 @@ def _scratch_of(job: str) -> str:
     if not _PLAIN.fullmatch(job):
         raise InvalidCheckpointId(f"{job!r} is not a job's id")
     return f"{job}.scratch"
+
+
+def _check_writable(folder: Path) -> None:
+    """Root may write anywhere but on what is read-only: a mount, a disk after errors."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+        raise OSError(code, os.strerror(code), str(folder))
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A checkpoint store on a file system that fills up, as a real one does."""
+"""A checkpoint store on a file system that fills up or turns read-only, as a real one does."""
 
 import contextlib
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kybernate.store import CheckpointStore, Follower, StoreFull, seal
+from kybernate.store import CheckpointStore, Follower, StoreFull, StoreUnusable, seal
 from schemas import reasons
 from tests.support.checkpoints import CHECKPOINT, OTHER_CHECKPOINT, fill, manifest_of, sealed
 from tests.support.mounts import mounted
@@ -75,6 +75,18 @@ def test_a_folder_that_cannot_even_be_made_is_a_full_disk(store: CheckpointStore
     use_up(store)
     with pytest.raises(StoreFull):
         scratch_folders(store, 10_000)
+
+
+def test_a_disk_that_turned_read_only_is_told_though_it_has_room(store: CheckpointStore) -> None:
+    """As a kernel remounts a file system that has errors; root's rights do not help."""
+    disk = store.root.parent
+    assert store.free_bytes() > 0
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(StoreUnusable, match="Read-only file system") as told:
+        store.free_bytes()
+    assert str(store.root) in str(told.value)
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert store.free_bytes() > 0
 
 
 def scratch_folders(store: CheckpointStore, count: int) -> None:

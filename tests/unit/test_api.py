@@ -1,6 +1,7 @@
 """The REST API over the in-memory bus, with a worker that does nothing really."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 
@@ -17,9 +18,12 @@ from kybernate.client import Client, ClientProblem, Unreachable, client
 from schemas import reasons
 from schemas.actions import ActionState
 from schemas.checkpoints import CheckpointState
-from schemas.messages import Checkpointed, Restored
-from schemas.orders import Place
+from schemas.manifest import CheckpointFacts
+from schemas.messages import Checkpointed, Deleted, Restored
+from schemas.nodes import SILENT_AFTER_SECONDS
+from schemas.orders import Place, Target
 from schemas.requests import CheckpointRequest, DeleteRequest, Problem, RestoreRequest
+from tests.support.checkpoints import parts_of
 from tests.support.controllers import controlled, controller, tell_inventory, until
 from tests.support.fake_worker import FakeWorker, failure, inventory, working
 
@@ -182,6 +186,72 @@ async def test_a_checkpoint_in_memory_stays_where_it_is(asking: Client, bus: Bus
     woken = await asking.ended((await asking.request(RestoreRequest(checkpoint=facts.id))).id)
     assert woken.state is ActionState.COMPLETED
     assert (await asking.checkpoint(facts.id)).state is CheckpointState.DELETED
+
+
+async def silent(bus: Bus, node: str) -> None:
+    await tell_inventory(bus, inventory(node, at=time.time() - SILENT_AFTER_SECONDS - 1))
+
+
+async def recorded(bus: Bus, node: str) -> str:
+    """A checkpoint that lies on that node."""
+    target = Target(namespace="default", container="counter")
+    facts = CheckpointFacts(
+        id=str(uuid.uuid4()), node=node, parts=parts_of(target), created=1.0, size=1
+    )
+    await Catalogue(bus).record(facts)
+    return facts.id
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_node_that_reports_is_not_deleted(asking: Client, bus: Bus) -> None:
+    checkpoint = await recorded(bus, "n1")
+    with pytest.raises(ClientProblem, match="n1 is at work") as refused:
+        await asking.delete_node("n1")
+    assert refused.value.reason == reasons.NODE_IN_USE
+    assert (await asking.checkpoint(checkpoint)).state is CheckpointState.READY
+    with pytest.raises(ClientProblem, match="there is no node 'n2'"):
+        await asking.delete_node("n2")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_the_checkpoints_of_a_deleted_node_stay_as_missing(asking: Client, bus: Bus) -> None:
+    await silent(bus, "gone")
+    lost, kept = await recorded(bus, "gone"), await recorded(bus, "n1")
+    deleted = await asking.delete_node("gone")
+    assert (deleted.node, deleted.missing) == ("gone", (lost,))
+    assert [node.node for node in await asking.nodes()] == ["n1"]
+    states = {entry.facts.id: entry.state for entry in await asking.checkpoints()}
+    assert states == {lost: CheckpointState.MISSING, kept: CheckpointState.READY}
+
+    with pytest.raises(ClientProblem, match="is missing: its node gone was deleted") as refused:
+        await asking.request(RestoreRequest(checkpoint=lost))
+    assert refused.value.reason == reasons.CHECKPOINT_MISSING
+    copied = await asking.ended(
+        (await asking.request(RestoreRequest(checkpoint=lost, node="n1"))).id
+    )
+    assert copied.state is ActionState.COMPLETED
+
+
+async def test_a_checkpoint_whose_node_is_deleted_is_deleted_without_it(
+    asking: Client, bus: Bus
+) -> None:
+    await silent(bus, "gone")
+    lost = await recorded(bus, "gone")
+    with pytest.raises(ClientProblem, match="gone takes no jobs") as refused:
+        await asking.request(DeleteRequest(checkpoint=lost))
+    assert "`kybernate delete node gone`" in refused.value.advice
+    await asking.delete_node("gone")
+    ended = await asking.request(DeleteRequest(checkpoint=lost))
+    assert (ended.state, ended.result) == (ActionState.COMPLETED, Deleted(checkpoint=lost))
+    assert (await asking.checkpoint(lost)).state is CheckpointState.DELETED
+    assert [one.id for one in await asking.actions()] == [ended.id]
+
+
+async def test_a_node_that_comes_back_is_back(asking: Client, bus: Bus) -> None:
+    await silent(bus, "gone")
+    await asking.delete_node("gone")
+    await tell_inventory(bus, inventory("gone"))
+    assert (await asking.node("gone")).ready
 
 
 @pytest.mark.usefixtures("worker")

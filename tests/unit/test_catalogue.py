@@ -141,3 +141,30 @@ async def test_what_others_write_is_seen_without_reading_everything(broker: Memo
     await catalogue.mark_deleted(OTHER)
     await other.refresh()
     assert [one.state for one in other.seen() if one.facts.id == OTHER] == [CheckpointState.DELETED]
+
+
+async def test_what_a_node_says_of_a_promised_one_is_believed(broker: MemoryBroker) -> None:
+    """Of the heir it may have known nothing: somebody wiped the bucket, and it was faster."""
+    catalogue, entry = await recorded(broker)
+    await catalogue.bequeath(entry, FIRST)
+    table = broker.bus().table(CHECKPOINTS_BUCKET, CatalogueEntry)
+    missing = msgspec.structs.replace(entry, state=CheckpointState.MISSING, problem="taken away")
+    await table.put(ID, missing)
+    await catalogue.heal()
+
+    healed = await Catalogue(broker.bus()).get(ID)
+    assert healed
+    assert (healed.state, healed.problem, healed.heir) == (
+        CheckpointState.MISSING,
+        "taken away",
+        FIRST,
+    )
+
+
+async def test_nothing_of_what_was_deleted_is_called_missing(broker: MemoryBroker) -> None:
+    catalogue, entry = await recorded(broker)
+    await catalogue.mark_deleted(ID)
+    assert await catalogue.mark_missing(entry.facts.node, "its node is gone") == ()
+    deleted = await Catalogue(broker.bus()).get(ID)
+    assert deleted
+    assert deleted.state is CheckpointState.DELETED

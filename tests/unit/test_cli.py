@@ -26,7 +26,7 @@ from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.failures import Failure
 from schemas.manifest import CheckpointFacts, HostFacts
 from schemas.messages import Checkpointed, Deleted, Restored
-from schemas.nodes import Inventory, NodeWarning
+from schemas.nodes import DeletedNode, Inventory, NodeWarning
 from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target, only_part
 from schemas.requests import Problem
 from tests.support.checkpoints import parts_of
@@ -174,7 +174,9 @@ def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
     gone = Deleted(checkpoint=CHECKPOINT)
     removal = DeleteOrder(checkpoint=CHECKPOINT)
     server.accept(RUNNING, msgspec.structs.replace(DONE, kind="delete", order=removal, result=gone))
-    assert call(server, "delete", "checkpoint", CHECKPOINT).stdout == "done, 1.50 s\n"
+    assert call(server, "delete", "checkpoint", CHECKPOINT).stdout == (
+        f"{CHECKPOINT}  deleted, 1.50 s\n"
+    )
     assert json.loads(server.asked[2][2]) == {"kind": "delete", "checkpoint": CHECKPOINT}
 
 
@@ -289,6 +291,48 @@ def test_nodes_are_listed_and_described(server: RestServer) -> None:
     described = call(server, "describe", "node", "a b").stdout
     assert "huge pages are off (Slow)" in described
     assert "default/counter" in described
+
+
+def test_what_is_in_the_way_of_a_node_and_of_a_checkpoint_is_described(server: RestServer) -> None:
+    host = HostFacts(node="one", architecture="x86_64", kernel="6.18", cpu_model="any")
+    node = Inventory(
+        node="one",
+        instance="i",
+        at=time.time(),
+        started=1000.0,
+        worker_version="0.1.0",
+        ready=False,
+        problem="its disk is read-only",
+        host=host,
+    )
+    entry = CatalogueEntry(
+        facts=FACTS, state=CheckpointState.MISSING, problem="no such folder", updated=1000.0
+    )
+    server.answer("GET /api/v1/nodes/one", node)
+    server.answer(f"GET /api/v1/checkpoints/{CHECKPOINT}", entry)
+    assert "its disk is read-only" in call(server, "describe", "node", "one").stdout
+    described = call(server, "describe", "checkpoint", CHECKPOINT).stdout
+    assert "missing" in described
+    assert "no such folder" in described
+
+
+def test_a_deleted_node_is_told_with_what_lay_on_it(server: RestServer) -> None:
+    gone = DeletedNode(node="a b", missing=(CHECKPOINT,))
+    server.answer("DELETE /api/v1/nodes/a%20b", gone)
+    told = call(server, "delete", "node", "a b")
+    assert told.exit_code == 0
+    assert told.stdout == f"node a b is forgotten\n{CHECKPOINT}  missing with it\n"
+    as_json = call(server, "delete", "node", "a b", "--output", "json").stdout
+    assert msgspec.json.decode(as_json, type=DeletedNode) == gone
+
+    problem = Problem(message="node two is at work", reason=reasons.NODE_IN_USE, advice="stop it")
+    server.answer("DELETE /api/v1/nodes/two", problem, status=409)
+    refused = call(server, "delete", "node", "two")
+    assert refused.exit_code == 4
+    assert refused.stderr.splitlines() == [
+        "kybernate: node two is at work (NodeInUse)",
+        "  what to do: stop it",
+    ]
 
 
 def test_a_described_action_shows_steps_and_every_failure(server: RestServer) -> None:

@@ -170,6 +170,7 @@ def ready(**more: Any) -> CatalogueEntry:
     ("entry", "node", "reason"),
     [
         (None, None, conditions.CHECKPOINT_NOT_FOUND),
+        (ready(state=CheckpointState.MISSING), None, conditions.CHECKPOINT_NOT_READY),
         (ready(state=CheckpointState.DELETED), None, conditions.CHECKPOINT_NOT_FOUND),
         (ready(pod=None), None, conditions.CHECKPOINT_UNUSABLE),
         (ready(place="memory"), None, conditions.CHECKPOINT_UNUSABLE),

@@ -1,5 +1,7 @@
-"""What a node tells about itself, and how a lost catalogue comes back from it."""
+"""What a node tells about itself."""
 
+import logging
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +13,9 @@ from node_worker.jobs import Jobs
 from node_worker.registration import Registration
 from node_worker.reporter import Reporter
 from schemas import reasons
-from schemas.checkpoints import CatalogueEntry, CheckpointState
-from schemas.names import CHECKPOINTS_BUCKET, NODES_BUCKET, node_key
+from schemas.names import NODES_BUCKET, node_key
 from schemas.nodes import Inventory
-from schemas.orders import CheckpointOrder, DeleteOrder, Place, only_part
-from tests.support.workshop import NODE, Workshop, new_id, target
+from tests.support.workshop import NODE, Workshop, target
 
 
 class Office:
@@ -33,11 +33,6 @@ class Office:
         row = await self.bus.table(NODES_BUCKET, Inventory).get(node_key(NODE))
         assert row is not None
         return row.value
-
-    async def catalogue(self) -> dict[str, CatalogueEntry]:
-        await self.registration.announce()
-        rows = await self.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry).all()
-        return {key: row.value for key, row in rows.items()}
 
 
 @pytest.fixture
@@ -72,38 +67,38 @@ async def test_not_ready_without_containerd(office: Office) -> None:
     assert reasons.RUNTIME_UNAVAILABLE in [warning.reason for warning in row.warnings]
 
 
+async def test_not_ready_where_no_checkpoint_can_be_written(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Told once in the log, with every heartbeat to everybody else; and once that it is over."""
+    caplog.set_level(logging.INFO, "node_worker.registration")
+    assert (await office.row()).ready
+    shutil.rmtree(office.shop.store.root)
+    office.shop.store.root.write_text("a file in the place of the folder")
+    for _ in range(2):
+        row = await office.row()
+        assert not row.ready
+        assert str(office.shop.store.root) in row.problem
+        assert reasons.STORE_UNUSABLE in [warning.reason for warning in row.warnings]
+    office.shop.store.root.unlink()
+    assert (await office.row()).problem == ""
+    told = [record.getMessage() for record in caplog.records]
+    assert [words.split(":")[0] for words in told] == [
+        f"node {NODE} takes no jobs",
+        f"node {NODE} takes jobs",
+    ]
+
+
+async def test_a_full_disk_is_told_and_checkpoints_can_still_be_deleted(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(office.shop.store), "free_bytes", lambda _: 0)
+    row = await office.row()
+    assert row.ready
+    assert reasons.DISK_FULL in [warning.reason for warning in row.warnings]
+
+
 async def test_a_wiped_bucket_comes_back_with_the_next_heartbeat(office: Office) -> None:
     await office.row()
     office.broker.wipe(NODES_BUCKET)
     assert (await office.row()).node == NODE
-
-
-async def test_a_lost_catalogue_comes_back_from_disk_and_memory(office: Office) -> None:
-    await office.shop.start("c1")
-    on_disk = await office.shop.checkpointed("c1", leave_running=True)
-    in_memory = CheckpointOrder(
-        parts=only_part(target("c1")), checkpoint=new_id(), place=Place.MEMORY
-    )
-    assert (await office.shop.run(in_memory)).result is not None
-    first = await office.catalogue()
-    assert {key: entry.facts.place for key, entry in first.items()} == {
-        on_disk: Place.DISK,
-        in_memory.checkpoint: Place.MEMORY,
-    }
-    assert {entry.state for entry in first.values()} == {CheckpointState.READY}
-    office.broker.wipe(CHECKPOINTS_BUCKET)
-    again = await office.catalogue()
-    assert {key: entry.facts for key, entry in again.items()} == {
-        key: entry.facts for key, entry in first.items()
-    }
-
-
-async def test_what_the_catalogue_knows_is_left_alone(office: Office) -> None:
-    await office.shop.start("c1")
-    checkpoint = await office.shop.checkpointed("c1")
-    entry = (await office.catalogue())[checkpoint]
-    deleted = CatalogueEntry(facts=entry.facts, state=CheckpointState.DELETED, updated=1.0)
-    await office.bus.table(CHECKPOINTS_BUCKET, CatalogueEntry).put(checkpoint, deleted)
-    assert (await office.catalogue())[checkpoint] == deleted
-    await office.shop.run(DeleteOrder(checkpoint=checkpoint))
-    assert (await office.catalogue())[checkpoint] == deleted
