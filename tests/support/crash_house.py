@@ -32,7 +32,8 @@ CONTAINER, BESIDE = "counter", "beside"
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
 COUNTING = Workload(args=("sh", "-c", COUNTER))
 TARGET = Target(namespace=NAMESPACE, container=CONTAINER)
-KILLED = -9
+END_SECONDS = 90.0
+DAEMON_CHARACTERS = 8000
 
 
 class House:
@@ -73,8 +74,7 @@ class House:
         """The order's job, in which the worker has died as it was told; no other runs yet."""
         await self.workers.start(fate)
         job = await self.publish(order)
-        status = await self.workers.ended()
-        assert status == KILLED
+        await self.workers.killed()
         return job
 
     async def done(self, *orders: Order) -> JobEvent:
@@ -89,17 +89,26 @@ class House:
 
     async def last_event(self, *jobs: Job) -> JobEvent:
         """How the last of the jobs to end has ended; all before it completed."""
-        queue, left = self.bus.events(), {job.action for job in jobs}
-        async with asyncio.timeout(60):
-            while True:
-                for delivery in await queue.fetch(100, wait=1.0):
-                    await delivery.ack()
-                    event = decode(delivery.data, JobEvent)
-                    if event.action in left and event.kind in TERMINAL_EVENTS:
-                        left.discard(event.action)
-                        if not left:
-                            return event
-                        assert event.kind is EventKind.COMPLETED, event.failure
+        left = {job.action for job in jobs}
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                return await self._last_of(left)
+        except TimeoutError:
+            stands = await self.workers.where_it_stands()
+            daemon = self.daemon.log.read_text(errors="replace")[-DAEMON_CHARACTERS:]
+            raise AssertionError(f"no end of {left}:\n{stands}\n{daemon}") from None
+
+    async def _last_of(self, left: set[str]) -> JobEvent:
+        queue = self.bus.events()
+        while True:
+            for delivery in await queue.fetch(100, wait=1.0):
+                await delivery.ack()
+                event = decode(delivery.data, JobEvent)
+                if event.action in left and event.kind in TERMINAL_EVENTS:
+                    left.discard(event.action)
+                    if not left:
+                        return event
+                    assert event.kind is EventKind.COMPLETED, event.failure
 
     # the container
 

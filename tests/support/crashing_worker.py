@@ -8,6 +8,7 @@ DRIVER and ARGUMENT are those of the GPUs; an empty DRIVER stands for a node wit
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -31,7 +32,9 @@ from node_worker.settings import WorkerSettings
 from tests.support.fake_gpu import FakeGpu
 
 ROOT = Path(__file__).parents[2]
-END_SECONDS = 30.0
+END_SECONDS = 60.0
+LAST_LINES = 200
+KILLED = -signal.SIGKILL
 
 
 class Trouble(Exception):
@@ -80,8 +83,20 @@ def _fork(settings: WorkerSettings, fate: Fate) -> int:
         return pid
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    asyncio.run(tasks.run_until_signalled(_work(settings, fate)))
+    asyncio.run(_until_signalled(settings, fate))
     os._exit(0)
+
+
+async def _until_signalled(settings: WorkerSettings, fate: Fate) -> None:
+    """SIGUSR1 makes it write to its log where each task and thread stands, also when it hangs."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_tasks)
+    faulthandler.register(signal.SIGUSR1, chain=True)
+    await tasks.run_until_signalled(_work(settings, fate))
+
+
+def _tell_tasks() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack()
 
 
 def main() -> None:
@@ -105,8 +120,9 @@ def main() -> None:
 class CrashingWorkers:
     """The tests' hand on that process."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
         self._process = process
+        self._log = log
         self._pid = 0
 
     async def start(self, fate: Fate) -> None:
@@ -115,12 +131,9 @@ class CrashingWorkers:
         self._process.stdin.write(msgspec.json.encode(fate) + b"\n")
         self._pid = await self._number()
 
-    async def ended(self) -> int:
-        """How the worker ended: 0, or the signal's number below 0."""
-        async with asyncio.timeout(END_SECONDS):
-            status = await self._number()
-        self._pid = 0
-        return status
+    async def killed(self) -> None:
+        """The worker has ended by SIGKILL."""
+        await self._ended(KILLED)
 
     def kill(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
@@ -128,7 +141,28 @@ class CrashingWorkers:
     async def stop(self) -> None:
         """End it as an operator does."""
         os.kill(self._pid, signal.SIGTERM)
-        assert await self.ended() == 0
+        await self._ended(0)
+
+    async def where_it_stands(self) -> str:
+        """What the running worker does at this moment, behind what it has logged."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGUSR1)
+            await asyncio.sleep(1)  # it writes at once, if it can
+        return self._last_words()
+
+    async def _ended(self, how: int) -> None:
+        """It has ended like this: with that exit status, or by that signal (below 0)."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                status = await self._number()
+        except TimeoutError:
+            raise AssertionError(f"no end:\n{await self.where_it_stands()}") from None
+        self._pid = 0
+        assert status == how, self._last_words()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LAST_LINES:])
 
     async def close(self) -> None:
         if self._pid:
@@ -156,7 +190,7 @@ async def crashing_workers(
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=output, cwd=ROOT
         )
-    workers = CrashingWorkers(process)
+    workers = CrashingWorkers(process, log)
     try:
         yield workers
     finally:
