@@ -15,7 +15,7 @@ from controller.refusals import Refused
 from kybernate import telemetry
 from kybernate.bus.port import BusProblem, NotPermitted, TooLarge
 from schemas import reasons
-from schemas.base import Undecodable
+from schemas.base import Undecodable, decoder
 from schemas.requests import Problem, misfit
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -79,7 +79,7 @@ async def body_of(request: web.Request, of: Any) -> Any:
             "send JSON, and headers that say truly how it is encoded",
         ) from error
     try:
-        return msgspec.json.decode(raw, type=of)
+        return decoder(of).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(
             reasons.INVALID_REQUEST,

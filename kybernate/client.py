@@ -18,6 +18,7 @@ import msgspec
 from kybernate import telemetry
 from kybernate.tasks import jittered
 from schemas.actions import Action
+from schemas.base import decoder
 from schemas.checkpoints import CatalogueEntry
 from schemas.nodes import DeletedNode, Inventory
 from schemas.requests import Problem, Request
@@ -119,7 +120,7 @@ class Client:
         async with self._answer("GET", path, timeout=patience) as answer:
             async for line in answer.content:
                 if line.strip():
-                    yield msgspec.json.decode(line, type=Action)
+                    yield decoder(Action).decode(line)
 
     async def _call(
         self,
@@ -133,7 +134,7 @@ class Client:
         patience = aiohttp.ClientTimeout(total=CALL_SECONDS)
         more = headers or {}
         async with self._answer(method, path, body=body, headers=more, timeout=patience) as answer:
-            return msgspec.json.decode(await answer.read(), type=of)
+            return decoder(of).decode(await answer.read())
 
     @asynccontextmanager
     async def _answer(
@@ -188,7 +189,7 @@ async def client(servers: Sequence[str], *, token: str | None = None) -> AsyncIt
 async def _problem(answer: aiohttp.ClientResponse) -> Problem:
     body = await answer.read()
     try:
-        return msgspec.json.decode(body, type=Problem)
+        return decoder(Problem).decode(body)
     except msgspec.DecodeError:
         text = body[:200].decode(errors="replace").strip()
         return Problem(message=f"{answer.url} answered {answer.status}: {text}")

@@ -6,7 +6,6 @@ archived and brought back as they are, into the empty writable layer of a new sn
 nothing was changed, the archive is an empty file and no tar runs.
 """
 
-import asyncio
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Final
 from node_worker import archives
 from node_worker.archives import TIMEOUT, ArchiveFailed, Subject
 from node_worker.containerd.port import Mount
+from node_worker.threads import in_thread
 from schemas import reasons
 
 _UPPER: Final = "upperdir="
@@ -49,8 +49,8 @@ def writable_layer(mounts: Sequence[Mount]) -> Path:
 async def capture(mounts: Sequence[Mount], archive: Path, *, timeout: float = TIMEOUT) -> int:
     """Archive the writable layer; the size of the archive. Nobody may write to it meanwhile."""
     layer = writable_layer(mounts)
-    if await asyncio.to_thread(_is_unchanged, layer, mounts):
-        await asyncio.to_thread(_note_unchanged, layer, archive)
+    if await in_thread(_is_unchanged, layer, mounts):
+        await in_thread(_note_unchanged, layer, archive)
         return 0
     return await archives.pack(layer, archive, _CHANGES, timeout=timeout)
 
@@ -58,7 +58,7 @@ async def capture(mounts: Sequence[Mount], archive: Path, *, timeout: float = TI
 async def apply(mounts: Sequence[Mount], archive: Path, *, timeout: float = TIMEOUT) -> None:
     """Make the writable layer of an unused snapshot what the archive says, whatever it was."""
     layer = writable_layer(mounts)
-    if not await asyncio.to_thread(_made_unchanged, layer, archive):
+    if not await in_thread(_made_unchanged, layer, archive):
         await archives.unpack(archive, layer, _CHANGES, timeout=timeout)
 
 

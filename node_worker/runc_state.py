@@ -19,6 +19,7 @@ import msgspec
 from node_worker import freezer, protowire
 from node_worker.containerd.port import Container
 from node_worker.folders import unmount
+from schemas.base import decoder
 
 DEFAULT_ROOT: Final = Path("/run/containerd/runc")
 END_SECONDS: Final = 10.0
@@ -70,7 +71,7 @@ def _root(container: Container) -> Path:
 def _read(file: Path) -> _State:
     """Nothing where runc had not come so far, or was cut off while it wrote."""
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-        return msgspec.json.decode(file.read_bytes(), type=_State)
+        return decoder(_State).decode(file.read_bytes())
     return _State()
 
 

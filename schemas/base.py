@@ -1,5 +1,6 @@
 """What all structs share, and the one way to encode and to decode them."""
 
+import threading
 from types import UnionType
 from typing import Any, TypeVar, overload
 
@@ -8,6 +9,9 @@ import msgspec
 WIRE_VERSION = 1
 
 T = TypeVar("T")
+
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_making_one = threading.Lock()
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -27,13 +31,30 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 @overload
+def decoder(of: type[T]) -> msgspec.json.Decoder[T]: ...
+@overload
+def decoder(of: UnionType) -> msgspec.json.Decoder[Any]: ...
+def decoder(of: Any) -> Any:
+    """The one decoder of that type, for whoever wants msgspec's own errors.
+
+    msgspec finds out about a struct when it is first named to it. A thread that decodes the same
+    struct meanwhile ends the process (SIGSEGV, msgspec 0.22). So one thread at a time has a decoder
+    made, and nobody sees it before that.
+    """
+    if (known := _decoders.get(of)) is not None:
+        return known
+    with _making_one:
+        return _decoders.setdefault(of, msgspec.json.Decoder(of))
+
+
+@overload
 def decode(raw: bytes, of: type[T]) -> T: ...
 @overload
 def decode(raw: bytes, of: UnionType) -> Any: ...
 def decode(raw: bytes, of: Any) -> Any:
     """The record in the bytes, or Undecodable with the place and the reason."""
     try:
-        return msgspec.json.decode(raw, type=of)
+        return decoder(of).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Undecodable(f"{error}{_advice(str(error))}") from error
 

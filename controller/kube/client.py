@@ -16,6 +16,7 @@ from kubernetes_asyncio import config
 from kubernetes_asyncio.client import ApiClient, Configuration
 
 from kybernate.problems import CannotServe
+from schemas.base import decoder
 from schemas.kubernetes import GROUP, VERSION
 
 Json = dict[str, Any]
@@ -214,7 +215,7 @@ async def connect(kubeconfig: Path | None) -> AsyncIterator[Kube]:
 
 
 def _change(line: bytes) -> Change:
-    change = msgspec.json.decode(line, type=Change)
+    change = decoder(Change).decode(line)
     if change.type == "ERROR":
         raise _refusal(change.object.get("code", 0), json.dumps(change.object))
     return change

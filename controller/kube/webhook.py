@@ -15,6 +15,7 @@ from controller import http
 from controller.kube.admission import AdmissionRequest, AdmissionReview
 from controller.kube.client import Json, KubeProblem
 from kybernate.bus.port import BusProblem
+from schemas.base import decoder
 
 PATH: Final = "/admit"
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -30,7 +31,7 @@ Answer = Callable[[AdmissionRequest], Awaitable[Json]]
 def application(answer: Answer) -> web.Application:
     async def admit(request: web.Request) -> web.Response:
         try:
-            review = msgspec.json.decode(await request.read(), type=AdmissionReview)
+            review = decoder(AdmissionReview).decode(await request.read())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return web.Response(status=400, text=f"no AdmissionReview of a pod: {error}")
         try:

@@ -36,7 +36,7 @@ from kybernate.bus.topology import (
     changed_subject,
     end_of,
 )
-from schemas.base import Undecodable, decode, encode
+from schemas.base import Undecodable, decode, decoder, encode
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class NatsTable(Generic[T]):
         call = f"$JS.API.STREAM.PURGE.{bucket_stream(self._bucket)}"
         reply = await self._link.request(call, msgspec.json.encode({"filter": subject}))
         self._refuse_missing(reply)
-        answer = msgspec.json.decode(reply.data, type=ApiAnswer)
+        answer = decoder(ApiAnswer).decode(reply.data)
         if answer.error is not None:
             raise api_problem(f"delete {key} from {self._bucket}", answer.error)
         await self._link.send(changed_subject(self._bucket, key), b"")

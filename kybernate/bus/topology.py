@@ -19,6 +19,7 @@ from nats.js.api import (
 
 from kybernate.bus.link import Link
 from kybernate.bus.port import BusProblem, BusUnavailable, Mark, TopologyMissing
+from schemas.base import decoder
 from schemas.names import (
     BUCKETS,
     CONTROLLERS,
@@ -195,7 +196,7 @@ async def _ask(link: Link, call: str, body: dict[str, Any]) -> ApiAnswer:
     reply = await link.request(f"$JS.API.{call}", msgspec.json.encode(body))
     if not reply.data:
         raise BusUnavailable("NATS answers without JetStream: start it with JetStream enabled")
-    return msgspec.json.decode(reply.data, type=ApiAnswer)
+    return decoder(ApiAnswer).decode(reply.data)
 
 
 def api_problem(doing: str, error: ApiError) -> BusProblem:

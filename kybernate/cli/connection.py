@@ -17,6 +17,7 @@ import msgspec
 
 from kybernate.cli.exits import Failed, Refused, Stop, Unreachable
 from schemas.actions import Action
+from schemas.base import decoder
 from schemas.nodes import DeletedNode
 from schemas.requests import Problem, Request
 
@@ -157,7 +158,7 @@ def _silent(servers: list[str], error: Exception) -> Unreachable:
 
 def refused(status: int, body: bytes) -> Stop:
     try:
-        problem = msgspec.json.decode(body, type=Problem)
+        problem = decoder(Problem).decode(body)
     except msgspec.DecodeError:
         text = body[:200].decode(errors="replace").strip()
         problem = Problem(
@@ -181,7 +182,7 @@ def _link(server: str, timeout: float) -> http.client.HTTPConnection:
 
 def _decoded(body: bytes, of: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=of)
+        return decoder(of).decode(body)
     except msgspec.DecodeError as error:
         raise Failed(
             f"the server's answer cannot be read: {error}",

@@ -15,7 +15,7 @@ from kybernate.store.errors import (
 )
 from kybernate.store.hashing import digest_of
 from kybernate.store.sync import opened
-from schemas.base import Undecodable, decode
+from schemas.base import Undecodable, decode, decoder
 from schemas.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest
 
 _MAX_BYTES = 256 * 1024 * 1024
@@ -71,7 +71,7 @@ def _decode(raw: bytes) -> Manifest:
 
 def _undecodable(raw: bytes, error: Undecodable) -> StoreError:
     try:
-        version = msgspec.json.decode(raw, type=_Version).version
+        version = decoder(_Version).decode(raw).version
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = MANIFEST_VERSION
     if version != MANIFEST_VERSION:

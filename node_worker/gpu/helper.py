@@ -119,7 +119,7 @@ class Helper:
             while True:
                 head = await self._replies.readexactly(protocol.LENGTH.size)
                 body = await self._replies.readexactly(protocol.body_length(head))
-                reply: Reply = protocol.parse(body, Reply)
+                reply = protocol.reply_in(body)
                 waiting = self._waiting.get(reply.id)
                 if waiting and not waiting.done():
                     waiting.set_result(reply)

@@ -29,7 +29,7 @@ from node_worker.gpu.protocol import (
     Request,
     body_length,
     frame,
-    parse,
+    request_in,
 )
 
 LOCK_FILE = "gpu-helper.lock"
@@ -97,7 +97,7 @@ def _serve(driver: Driver, requests: BinaryIO, replies: BinaryIO) -> None:
     pool = ThreadPoolExecutor(max_workers=THREADS)
     while (head := requests.read(LENGTH.size)) and len(head) == LENGTH.size:
         body = requests.read(body_length(head))
-        pool.submit(handle, parse(body, Request))
+        pool.submit(handle, request_in(body))
 
 
 def _reply(driver: Driver, request: Request) -> Reply:

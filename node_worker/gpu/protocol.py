@@ -1,7 +1,7 @@
 """The messages between the worker and its GPU helper process: msgpack behind a 4-byte length."""
 
 import struct
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -10,6 +10,8 @@ from schemas.gpus import GpuFacts, GpuProcess
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 LENGTH = struct.Struct(">I")
+
+T = TypeVar("T")
 
 
 class AskFacts(Record, frozen=True, kw_only=True, tag="facts"):
@@ -90,8 +92,21 @@ def body_length(head: bytes) -> int:
     return int(length)
 
 
-def parse(body: bytes, of: Any) -> Any:
+def request_in(body: bytes) -> Request:
+    return _parsed(_REQUESTS, body)
+
+
+def reply_in(body: bytes) -> Reply:
+    return _parsed(_REPLIES, body)
+
+
+def _parsed(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     try:
-        return msgspec.msgpack.decode(body, type=of)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise BrokenStream(str(error)) from error
+
+
+# Made before there are threads that decode some of the same structs: see schemas.base.decoder.
+_REQUESTS = msgspec.msgpack.Decoder(Request)
+_REPLIES = msgspec.msgpack.Decoder(Reply)

@@ -32,7 +32,7 @@ from node_worker.pods.volumes import Fillings
 from node_worker.surroundings import numbered_outside
 from node_worker.threads import in_thread
 from schemas import reasons
-from schemas.base import Record
+from schemas.base import Record, decoder
 from schemas.gpus import GpuProcess
 from schemas.manifest import IMAGES_FOLDER, ROOTFS_FILE, Manifest, PartRecord, part_folder
 
@@ -185,7 +185,7 @@ class Restores:
                 f"the worker of this node knows nothing of a restore of container {id}",
                 advice="See that one worker alone has this state folder; kubelet tries again.",
             ) from error
-        return msgspec.json.decode(raw, type=Note)
+        return decoder(Note).decode(raw)
 
     async def _bring_gpu_back(self, note: Note) -> None:
         pids = await in_thread(_family, int((Path(note.bundle) / INIT_PID).read_text()))

@@ -15,6 +15,7 @@ from kybernate.store import CheckpointStore, Damage, Damaged, NoSuchCheckpoint, 
 from node_worker.faults import Refused
 from node_worker.pods.bundles import CONTAINER_NAME, NAMESPACE, Wish, annotations_of
 from schemas import reasons
+from schemas.base import decoder
 from schemas.manifest import Manifest, PartRecord
 
 _ASIDE: Final = "."
@@ -64,7 +65,7 @@ def _names_in_template(manifest: Manifest) -> frozenset[str]:
     """All containers that the checkpointed pod had, init containers too."""
     if manifest.pod is None:
         return frozenset()
-    spec = msgspec.json.decode(manifest.pod.template, type=_Template).spec
+    spec = decoder(_Template).decode(manifest.pod.template).spec
     return frozenset(one.name for one in (*spec.init_containers, *spec.containers))
 
 

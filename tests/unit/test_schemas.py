@@ -1,7 +1,10 @@
 """Messages: what a reader takes, what it refuses, and that the exported schemas are current."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jsonschema
 import msgspec
@@ -26,6 +29,7 @@ from schemas.orders import (
 from schemas.requests import CheckpointRequest, Request, RestoreRequest
 
 CHECKPOINT = "0f0e0d0c-0000-4000-8000-000000000001"
+ROOT = Path(__file__).parents[2]
 TARGET = Target(namespace="default", container="c")
 
 
@@ -193,3 +197,31 @@ def test_the_exported_schemas_describe_what_is_sent() -> None:
     jsonschema.validate(json.loads(encode(a_job())), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"version": 1}, schema)
+
+
+FIRST_USE = """
+import sys, threading, time
+import msgspec
+from schemas.base import decode
+
+inner = msgspec.defstruct("Inner", [(f"inner{n}", int | None, None) for n in range(40)])
+fields = [(f"outer{n}", tuple[inner, ...], ()) for n in range(40)]
+outer = msgspec.defstruct("Outer", fields)
+
+def use(late):
+    time.sleep(late)
+    assert decode(b'{"outer39": [{"inner39": 1}]}', outer).outer39[0].inner39 == 1
+
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=use, args=(number / 5000,)) for number in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_use_a_record_for_the_first_time_at_once_do_not_crash() -> None:
+    for _ in range(10):
+        ended = subprocess.run([sys.executable, "-c", FIRST_USE], cwd=ROOT, timeout=60, check=False)
+        assert ended.returncode == 0

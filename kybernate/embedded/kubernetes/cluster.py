@@ -29,6 +29,7 @@ from kybernate.embedded.kubernetes.network import Network
 from kybernate.embedded.kubernetes.node import HANDLERS, HIDDEN, Node, Place
 from kybernate.embedded.kubernetes.waiting import POLL_SECONDS, until
 from kybernate.embedded.stack import find_stack
+from schemas.base import decoder
 
 CONTAINERD_LINE = "1.7"
 """The last one that serves the CRI version which Kubernetes 1.20 speaks."""
@@ -297,7 +298,7 @@ async def _plan(folder: Path, nodes: int) -> Plan:
 
 def _read_plan(folder: Path) -> Plan | None:
     try:
-        return msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
+        return decoder(Plan).decode((folder / PLAN).read_bytes())
     except FileNotFoundError:
         return None
 
