@@ -16,10 +16,12 @@ from kybernate.tasks import all_of
 from node_worker import preflight, volumes
 from node_worker.actors import Means, Step
 from node_worker.containerd.port import Container, Task
+from node_worker.criu_program import takes_limits_from_proc
 from node_worker.faults import Refused
 from node_worker.gpu import evidence, group, obstacles
 from node_worker.gpu.evidence import Evidence
 from node_worker.gpu.hugepages import huge_pages
+from node_worker.processes import parents
 from node_worker.surroundings import Surroundings, numbered_inside
 from node_worker.tasks_of import Tasks
 from node_worker.threads import in_thread
@@ -52,6 +54,8 @@ class Held:
     task: Task
     pids: tuple[int, ...]
     seen: Surroundings
+    other_users: bool
+    """Whether CRIU can dump processes of other users than root."""
 
     def __init__(self, means: Means, part: Part, *, alone: bool) -> None:
         self.part = part
@@ -72,6 +76,15 @@ class Held:
             return failure
         message = f"container {self.part.name}: {failure.message}"
         return msgspec.structs.replace(failure, message=message)
+
+    def others_can_be_dumped(self) -> bool:
+        """Asks CRIU, but only where it depends on it."""
+        processes = self.seen.processes
+        return (
+            self.seen.limits_told
+            or all(process.of_root for process in processes)
+            or all(takes_limits_from_proc(shim, self.container) for shim in parents(processes))
+        )
 
     def shares_pids(self) -> bool:
         """Kubelet says by no word of its own whether the container has process IDs for itself."""
@@ -152,6 +165,7 @@ class Holding:
         """At everything, in one thread; the bytes that are free on disk."""
         for one in self.held:
             one.seen = self._means.look(one.pids)
+            one.other_users = one.others_can_be_dumped()
         if self._order.place is not Place.DISK:
             return sys.maxsize
         self.pod_volumes = volumes.look([(one.container, one.task.pid) for one in self.held])
@@ -163,7 +177,7 @@ class Holding:
             processes=one.seen.processes,
             connections=one.seen.connections,
             outside_tcp=self._order.outside_tcp,
-            other_users=one.seen.other_users,
+            other_users=one.other_users,
             shared_pids=one.shares_pids(),
             terminal=one.task.stdio.terminal,
             cgroup_v1=one.seen.cgroup_v1,

@@ -147,9 +147,10 @@ def _of_users(facts: Facts) -> Iterator[Failure]:
         yield Failure(
             reason=reasons.CANNOT_BE_CHECKPOINTED,
             message=f"{_name(others[0])} does not run as root (user and group), and containerd "
-            "lacks CAP_SYS_RESOURCE on this node, without which CRIU can dump root's alone",
+            "lacks CAP_SYS_RESOURCE on this node, without which its CRIU can dump root's alone",
             advice="Give containerd that capability (systemd does; some machines that are "
-            "containers themselves do not), or run the container as root.",
+            "containers themselves do not), or let it use the CRIU of Kybernate's image "
+            "(`kybernate node install --criu`), which does without.",
         )
 
 

@@ -93,18 +93,24 @@ def is_cgroup_v1(pid: int, *, proc: Path = PROC) -> bool:
     return "freezer" in _cgroups(pid, proc)
 
 
-def other_users_can_be_dumped(processes: Iterable[Process], *, proc: Path = PROC) -> bool:
-    """Whether CRIU may look at limits of other users' processes. It is a child of the shim, and so
-    has the capabilities of whoever is the parent of the container's first process; and all of
-    them over a container that has a user namespace of its own.
+def parents(processes: Iterable[Process]) -> frozenset[int]:
+    """Those outside: a container's shim."""
+    found = tuple(processes)
+    return frozenset(one.parent for one in found) - {one.pid for one in found} - {0}
+
+
+def other_users_limits_are_told(processes: Iterable[Process], *, proc: Path = PROC) -> bool:
+    """Whether the kernel tells CRIU the limits of other users' processes. CRIU is a child of the
+    shim, and so has the capabilities of whoever is the parent of the container's first process;
+    and all of them over a container that has a user namespace of its own.
     """
     found = tuple(processes)
-    inside = {process.pid for process in found}
-    firsts = [process for process in found if process.parent not in inside | {0}]
+    outside = parents(found)
     return all(
         _effective(proc / str(one.parent)) >> _CAP_SYS_RESOURCE & 1
         or _users_of(proc / str(one.pid)) != _users_of(proc / str(one.parent))
-        for one in firsts
+        for one in found
+        if one.parent in outside
     )
 
 

@@ -14,8 +14,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     connections: tuple[TcpConnection, ...] = ()
     cgroup_v1: bool = False
     free_memory: int = 0
-    other_users: bool = True
-    """Whether CRIU can dump processes of other users than root."""
+    limits_told: bool = True
+    """Whether the kernel tells CRIU the limits of other users' processes."""
 
 
 Look = Callable[[Sequence[int]], Surroundings]
@@ -31,7 +31,7 @@ def look(pids: Sequence[int]) -> Surroundings:
         connections=processes.tcp_connections(found),
         cgroup_v1=processes.is_cgroup_v1(found[0].pid),
         free_memory=processes.free_memory(found[0].pid),
-        other_users=processes.other_users_can_be_dumped(found),
+        limits_told=processes.other_users_limits_are_told(found),
     )
 
 

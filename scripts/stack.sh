@@ -6,9 +6,9 @@
 #   containerd-1.7/bin/   the same three                               as in Debian 13
 #   containerd-2/bin/     the same three                               as in Debian sid
 #   runc/bin/runc                                                      as in Debian 12, for all three
-#   criu/bin/criu         built here from Debian sid's source          libraries beside it, in criu/lib/
+#   criu/bin/criu         built here from Debian sid's source, with deploy/criu/*.patch; libraries in criu/lib/
 #   busybox/bin/busybox   static                                       as in Debian 12
-#   .recipe               hash of this script; written last, so a folder that has it is complete
+#   .recipe               hash of this script and the patches; written last, so a folder that has it is complete
 #
 # Every program runs where it lies: put the bin/ folders you need first in PATH (containerd finds its
 # shim there, the shim finds runc, runc finds criu).
@@ -19,10 +19,11 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 stack=${KYBERNATE_STACK:-${XDG_CACHE_HOME:-$HOME/.cache}/kybernate/stack}
-recipe=$(cat "$here/stack.sh" "$here/private-apt.sh" | sha256sum)
+patches=("$here"/../deploy/criu/*.patch)
+recipe=$(cat "$here/stack.sh" "$here/private-apt.sh" "${patches[@]}" | sha256sum)
 build_packages=(
     dpkg-dev gcc libc6-dev libcap-dev libnet1-dev libnftables-dev libnl-3-dev libprotobuf-c-dev
-    libprotobuf-dev make pkg-config protobuf-c-compiler protobuf-compiler uuid-dev xz-utils
+    libprotobuf-dev make patch pkg-config protobuf-c-compiler protobuf-compiler uuid-dev xz-utils
 )
 
 say() { printf 'stack: %s\n' "$*"; }
@@ -59,12 +60,16 @@ place_packages() {
     place busybox 'busybox-static_*.deb' bin/busybox
 }
 
-# CRIU from sid's source: Debian 12's fails on new kernels, and sid's binary needs a newer glibc.
+# CRIU from sid's source: Debian 12's fails on new kernels, and sid's binary needs a newer glibc. The
+# patches say themselves what they are for.
 # The libraries it was built with stand beside it, so that it outlives what apt removes.
 build_criu() {
-    local library
+    local library patch
     mkdir -p "$work/criu" "$work/stack/criu/bin" "$work/stack/criu/lib"
     tar -xf "$work"/packages/criu_*.orig.tar.* -C "$work/criu" --strip-components=1
+    for patch in "${patches[@]}"; do
+        patch --quiet --strip=1 --directory="$work/criu" <"$patch" || fail "$patch does not fit CRIU's source"
+    done
     # GMONLDOPT is the one variable that reaches the last link alone.
     # shellcheck disable=SC2016
     make --silent -C "$work/criu" -j"$(nproc)" NO_GNUTLS=1 \

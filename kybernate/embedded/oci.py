@@ -2,9 +2,6 @@
 
 Its network namespace is its own, with nothing but loopback in it; a createRuntime hook brings
 loopback up, at the start and before CRIU restores sockets into a new namespace.
-
-A user other than root gets a user namespace with every id mapped to itself: CRIU asks the kernel
-for another user's limits, which takes CAP_SYS_RESOURCE there, and not every root has that.
 """
 
 import os
@@ -49,10 +46,6 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     gid: int = 0
     groups: tuple[int, ...] = ()
 
-    @property
-    def is_root(self) -> bool:
-        return self.uid == 0 and self.gid == 0
-
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True):
     """A file or folder of the host that the container sees."""
@@ -81,6 +74,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """Device nodes of the host, such as a GPU's."""
     memory_bytes: int | None = None
     host_network: bool = False
+    user_namespace: bool = False
+    """One of its own, in which every id is itself."""
     annotations: Mapping[str, str] = {}
 
 
@@ -177,7 +172,7 @@ def _linux(workload: Workload, place: Place) -> dict[str, Any]:
     if workload.memory_bytes is not None:
         resources["memory"] = {"limit": workload.memory_bytes}
     mapping: list[dict[str, int]] = []
-    if not workload.user.is_root:
+    if workload.user_namespace:
         kinds.append("user")
         mapping.append({"containerID": 0, "hostID": 0, "size": 65536})
     return {

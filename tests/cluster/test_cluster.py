@@ -30,7 +30,7 @@ async def test_a_pod_runs_speaks_takes_commands_and_goes(cluster: Cluster, name:
     log = await _log(cluster, name)
     assert loops(log) == list(range(1, len(loops(log)) + 1))
 
-    await cluster.kubectl("delete", "pod", name)
+    await cluster.kubectl("delete", "pod", name, "--wait=false")
     await cluster.wait_gone(name)
 
 
@@ -137,7 +137,7 @@ async def _said(cluster: Cluster, *words: str) -> str:
             told[:] = [await cluster.kubectl(*words)]
         return any(told)
 
-    await until(is_told, timeout=60)
+    await until(is_told, timeout=150)
     return told[0]
 
 

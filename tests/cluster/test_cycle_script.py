@@ -38,7 +38,7 @@ def environment(cluster: Cluster, **more: str) -> dict[str, str]:
 
 async def test_a_user_goes_the_whole_cycle(services: NodeServices) -> None:
     cluster = services.cluster
-    said = await run(SCRIPT, env=environment(cluster, NODE=services.node.name), timeout=200)
+    said = await run(SCRIPT, env=environment(cluster, NODE=services.node.name), timeout=400)
 
     assert "cycle: OK, counter" in said.splitlines()[-1]
     assert not list(services.checkpoints.glob("*-*"))
@@ -49,7 +49,7 @@ async def test_a_user_goes_the_whole_cycle(services: NodeServices) -> None:
 async def test_what_goes_wrong_ends_the_script_with_words(services: NodeServices) -> None:
     cluster, other = services.cluster, {"NODE": services.node.name, "KYBERNATE": "false"}
     with pytest.raises(CommandFailed) as failure:
-        await run(SCRIPT, env=environment(cluster, **other), timeout=200)
+        await run(SCRIPT, env=environment(cluster, **other), timeout=400)
 
     assert "cycle: false says" in failure.value.stderr
     pods = await cluster.get("pods", "--selector", "kybernate.io/example=cycle")

@@ -49,8 +49,8 @@ async def objects(own_cluster: Cluster, account: Path) -> AsyncIterator[Objects]
     yield found
     await own_cluster.kubectl(
         *("delete", "--filename", DEPLOY / "workloads", "--ignore-not-found"),
-        *("--cascade=foreground", "--timeout=120s"),  # so it ends when their pods have gone
-        timeout=130,
+        *("--cascade=foreground", "--timeout=150s"),  # so it ends when their pods have gone
+        timeout=160,
     )
 
 
@@ -72,7 +72,7 @@ async def test_all_of_it_runs_in_pods_and_goes_the_whole_cycle(
 
     await until(lambda: nodes_by_port_forward(own_cluster), [bare.node.name].__eq__, every=0.5)
     shell = environment(own_cluster, NODE=bare.node.name)
-    said = await run(SCRIPT, env=shell, timeout=200)
+    said = await run(SCRIPT, env=shell, timeout=400)
 
     assert "cycle: OK, counter" in said.splitlines()[-1]
 
@@ -99,7 +99,7 @@ async def nodes_by_port_forward(cluster: Cluster) -> list[str]:
 async def start(cluster: Cluster, workload: Any) -> None:
     await cluster.apply(workload)
     name = f"{workload['kind']}/{workload['metadata']['name']}"
-    await cluster.kubectl("rollout", "status", name, *SPACE, "--timeout=90s", timeout=100)
+    await cluster.kubectl("rollout", "status", name, *SPACE, "--timeout=150s", timeout=160)
 
 
 async def address_of(cluster: Cluster, component: str) -> str:

@@ -14,7 +14,7 @@ from tests.support.cluster_pods import counting_pod, loops
 from tests.support.node_services import NodeServices
 
 NODE = 2
-TIMEOUT = 90.0
+TIMEOUT = 150.0
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def test_a_node_is_made_ready_and_is_as_before_afterwards(
         await bare.call("uninstall")
     assert bare.config.read_bytes() != untouched
 
-    await own_cluster.kubectl("delete", "pod", names[1])
+    await own_cluster.kubectl("delete", "pod", names[1], "--wait=false")
     await own_cluster.wait_gone(names[1])
     await until(bare.is_free, timeout=TIMEOUT)
     assert "restarted containerd" in await bare.call("uninstall")
@@ -66,7 +66,7 @@ async def resumes(cluster: Cluster, first: str, second: str, pod: dict[str, obje
     """The second pod goes on where the first one was, by what was installed alone."""
     async with services(cluster) as here:
         folder = await here.checkpoint(first)
-        await cluster.kubectl("delete", "pod", first)
+        await cluster.kubectl("delete", "pod", first, "--wait=false")
         await cluster.wait_gone(first)
         annotations = {"kybernate.io/restore-from": folder.name}
         await cluster.apply(pod | {"metadata": {"name": second, "annotations": annotations}})

@@ -18,7 +18,7 @@ from tests.support.node_services import NodeServices
 
 PORT = 9443
 NODE = 2
-LONG_SECONDS = 240
+LONG_SECONDS = 400
 COUNT_TO = 60
 FINITE = f"i=0; while [ $i -lt {COUNT_TO} ]; do i=$((i + 1)); echo Loop $i; sleep 0.2; done"
 
@@ -180,5 +180,5 @@ async def test_a_jobs_pod_goes_on_to_its_end(owned: Owned) -> None:
     assert said[0] > 3
     assert said[-1] == COUNT_TO
     await owned.cluster.kubectl(
-        "wait", "job", owned.name, "--for=condition=Complete", "--timeout=30s"
+        "wait", "job", owned.name, "--for=condition=Complete", "--timeout=150s", timeout=160
     )

@@ -10,7 +10,6 @@ import pytest_asyncio
 
 from kybernate.embedded.kubernetes.commands import CommandFailed
 from kybernate.embedded.kubernetes.waiting import until
-from node_worker.processes import look, other_users_can_be_dumped
 from tests.support.cluster_pods import IMAGE, counting_pod
 from tests.support.node_services import NodeServices
 from tests.support.resuming import TIMEOUT, Resources
@@ -216,27 +215,40 @@ async def test_what_cannot_resume_is_refused_and_runs_on(
         await pods.counted(pod, len(counted) + 2)
 
 
-async def test_a_container_of_another_user_goes_on_where_containerd_may_see_to_it(
-    pods: Resources,
-) -> None:
-    security = {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002}
-    volumes = [{"name": "work", "emptyDir": {}}]
-    pod = bare(pods, f"exec 3>>/shared/log; {COUNT}", securityContext=security, volumes=volumes)
-    pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "work", "mountPath": "/shared"}]
-    first = await pods.apply(pod)
-    await pods.counted(first)
+ITS_OWN = "id -u; id -g; id -G; ls -ldn /shared; grep -E '^(Uid|Gid|Groups|Cap.*):' /proc/1/status"
 
-    if not other_users_can_be_dumped(look([await pods.services.pid(first)])):
-        assert "lacks CAP_SYS_RESOURCE" in await pods.refused(first)
-        counted = await pods.counted(first)
-        await pods.counted(first, len(counted) + 2)
-        return
-    second = await pods.restore(await pods.checkpoint(first))
-    assert (await pods.counted(second))[0] > 1
-    assert (await said(pods, second, "id -u; id -g; ls -ldn /shared")).split()[:2] == [
-        "1000",
-        "1001",
-    ]
+
+@pytest.mark.parametrize("hardened", [False, True], ids=["as-it-is", "hardened"])
+async def test_a_container_of_another_user_than_root_goes_on(
+    pods: Resources, *, hardened: bool
+) -> None:
+    first = await pods.apply(of_another_user(pods, hardened=hardened))
+    await pods.counted(first)
+    before = await said(pods, first, ITS_OWN)
+    assert before.split()[:2] == ["1000", "1001"]
+
+    checkpoint = await pods.checkpoint(first)
+    pod = of_another_user(pods, hardened=hardened)
+    pod["metadata"]["annotations"] = {"kybernate.io/restore-from": checkpoint}
+    second = await pods.apply(pod)
+
+    assert (await pods.counted(second, 5))[0] > 1
+    assert await said(pods, second, ITS_OWN) == before
+    written = (await said(pods, second, "cat /shared/log")).split()
+    assert written == list(map(str, range(1, len(written) + 1)))
+
+
+def of_another_user(pods: Resources, *, hardened: bool) -> dict[str, Any]:
+    user = {"runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002}
+    security = user | ({"runAsNonRoot": True} if hardened else {})
+    script = LOG.replace("/host/", "/shared/")
+    volumes = [{"name": "work", "emptyDir": {}}]
+    pod = bare(pods, script, securityContext=security, volumes=volumes)
+    (container,) = pod["spec"]["containers"]
+    container["volumeMounts"] = [{"name": "work", "mountPath": "/shared"}]
+    if hardened:
+        container["securityContext"] = SECURITY
+    return pod
 
 
 async def said(pods: Resources, pod: str, script: str) -> str:

@@ -179,7 +179,7 @@ async def test_another_namespaces_checkpoint_looks_like_none(
         assert f"there is no checkpoint {folder.name} of the namespace default" in told
         shutil.rmtree(folder)
     finally:
-        await cluster.kubectl("delete", "namespace", space)
+        await cluster.kubectl("delete", "namespace", space, timeout=150)
 
 
 async def test_the_live_pods_volumes_limits_user_and_probes_hold(

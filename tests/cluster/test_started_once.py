@@ -83,7 +83,6 @@ async def writers(operated: NodeServices) -> AsyncIterator[Writers]:
     await writers.made.all_gone()
 
 
-@pytest.mark.timeout(600)
 async def test_every_pod_starts_once(writers: Writers) -> None:
     async def one() -> list[str]:
         return await writers.lines(await writers.started("Always", "counter"))

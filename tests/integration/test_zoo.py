@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.node import Node, whole_node
-from tests.support.zoo import ZOO, animal, proof
+from tests.support.zoo import ANYBODY, ZOO, animal, proof
 
 ANIMALS = (
     "deleted_file",
@@ -58,7 +58,23 @@ async def node() -> AsyncIterator[Node]:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", ANIMALS)
 async def test_it_goes_round_and_proves_its_state(node: Node, name: str) -> None:
-    async with animal(node, name) as running:
+    await goes_round(node, name)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["not_root", "threads", "unix_sockets"])
+async def test_another_user_goes_round_in_a_user_namespace(node: Node, name: str) -> None:
+    await goes_round(node, name, user=ANYBODY, capabilities=(), user_namespace=True)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["process_tree", "pseudo_terminal", "threads", "unix_sockets"])
+async def test_another_user_goes_round_without_a_user_namespace(node: Node, name: str) -> None:
+    await goes_round(node, name, user=ANYBODY, capabilities=())
+
+
+async def goes_round(node: Node, name: str, **surroundings: object) -> None:
+    async with animal(node, name, **surroundings) as running:
         assert await proof(node, running, 1) == f"proof 1 {name}: OK"
         checkpoint = await node.checkpoint(name)
         await node.restore(checkpoint.id)

@@ -35,8 +35,9 @@ def counting_pod(name: str, *, node: str = "", runtime_class: str = "") -> dict[
 
 
 def loops(log: str) -> list[int]:
-    """The numbers that a counting pod has said."""
-    return [int(line.removeprefix("Loop ")) for line in log.splitlines()]
+    """The numbers that a counting pod has said; kubelet's own words may be among them."""
+    lines = (line for line in log.splitlines() if line.startswith("Loop "))
+    return [int(line.removeprefix("Loop ")) for line in lines]
 
 
 def host_files() -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from kybernate.embedded.kubernetes.node import Node
 from kybernate.embedded.kubernetes.waiting import until
 
 PROGRAM = Path(sys.executable).with_name("kybernate")
-START_TIMEOUT = 60.0
+START_TIMEOUT = 150.0
 
 
 class NodeServices:
@@ -41,7 +41,9 @@ class NodeServices:
         try:
             await until(self._answers, timeout=START_TIMEOUT)
         except TimeoutError as error:
-            raise AssertionError(self._daemon.last_words()) from error
+            words = self._daemon.last_words()
+            await self.killed()
+            raise AssertionError(words) from error
 
     async def stop(self) -> None:
         await self._daemon.stop()

@@ -11,9 +11,7 @@ from schemas.kubernetes import API_VERSION
 from tests.support.cluster_pods import counting_pod, loops
 from tests.support.node_services import NodeServices
 
-TIMEOUT = 90.0
-GONE_SECONDS = 150.0
-"""Kubelet 1.20 sometimes takes a minute to drop a pod whose containers have ended."""
+TIMEOUT = 150.0
 
 
 class Pods:
@@ -72,9 +70,9 @@ class Pods:
         return found[0]
 
     async def gone(self, *pods: str) -> None:
-        await self.cluster.kubectl("delete", "pod", *pods, "--ignore-not-found")
+        await self.cluster.kubectl("delete", "pod", *pods, "--ignore-not-found", "--wait=false")
         for pod in pods:
-            await self.cluster.wait_gone(pod, timeout=GONE_SECONDS)
+            await self.cluster.wait_gone(pod)
 
     async def all_gone(self) -> None:
         if self._names:
@@ -91,7 +89,7 @@ class Resources(Pods):
     async def checkpoint(self, pod: str, **spec: str) -> str:
         """The checkpoint's id; the pod is gone then."""
         status = await self._asked("KybernateCheckpoint", pod, "Completed", podName=pod, **spec)
-        await self.cluster.wait_gone(pod, timeout=GONE_SECONDS)
+        await self.cluster.wait_gone(pod)
         return str(status["checkpointRef"])
 
     async def restore(self, checkpoint: str) -> str:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from kybernate.embedded import oci, rootfs
 
@@ -31,16 +30,12 @@ def test_a_network_of_its_own_has_its_loopback_brought_up() -> None:
     assert "hooks" not in shared
 
 
-@pytest.mark.parametrize("user", [oci.User(uid=1000), oci.User(gid=1000)])
-def test_another_user_than_root_gets_a_user_namespace_without_translation(user: oci.User) -> None:
-    value = spec(user=user)
+def test_a_user_namespace_translates_nothing() -> None:
+    value = spec(user_namespace=True)
     assert "user" in namespaces(value)
     for mapping in (value["linux"]["uidMappings"], value["linux"]["gidMappings"]):
         assert mapping == [{"containerID": 0, "hostID": 0, "size": 65536}]
-
-
-def test_root_gets_no_user_namespace() -> None:
-    assert "user" not in namespaces(spec())
+    assert "user" not in namespaces(spec(user=oci.User(uid=1000, gid=1000)))
 
 
 def test_annotations_of_the_workload_win() -> None:

@@ -11,7 +11,7 @@ from node_worker.processes import (
     free_memory,
     is_cgroup_v1,
     look,
-    other_users_can_be_dumped,
+    other_users_limits_are_told,
     tcp_connections,
 )
 
@@ -204,7 +204,7 @@ def test_another_user_is_told_by_any_of_a_processs_users_and_groups() -> None:
 
 
 @pytest.mark.parametrize(("capabilities", "can"), [("1000000", True), ("feffffff", False)])
-def test_whether_other_users_can_be_dumped_is_up_to_the_parent(
+def test_whether_other_users_limits_are_told_is_up_to_the_parent(
     tmp_path: Path, capabilities: str, *, can: bool
 ) -> None:
     status = "Name:\tsleep\nPPid:\t{}\nNSpid:\t{}\nCapEff:\t{}\n"
@@ -212,8 +212,8 @@ def test_whether_other_users_can_be_dumped_is_up_to_the_parent(
         (tmp_path / f"{pid}/fd").mkdir(parents=True)
         (tmp_path / f"{pid}/status").write_text(status.format(parent, pid, held))
 
-    assert other_users_can_be_dumped(look([6, 7], proc=tmp_path), proc=tmp_path) is can
-    assert other_users_can_be_dumped(look([5], proc=tmp_path), proc=tmp_path), "not to be seen"
+    assert other_users_limits_are_told(look([6, 7], proc=tmp_path), proc=tmp_path) is can
+    assert other_users_limits_are_told(look([5], proc=tmp_path), proc=tmp_path), "not to be seen"
 
 
 def test_a_user_namespace_of_its_own_makes_up_for_what_the_parent_lacks(tmp_path: Path) -> None:
@@ -224,5 +224,5 @@ def test_a_user_namespace_of_its_own_makes_up_for_what_the_parent_lacks(tmp_path
         (tmp_path / f"{pid}/ns").mkdir()
         (tmp_path / f"{pid}/ns/user").symlink_to(users)
 
-    assert other_users_can_be_dumped(look([6, 7], proc=tmp_path), proc=tmp_path)
-    assert not other_users_can_be_dumped(look([7], proc=tmp_path), proc=tmp_path), "the same one"
+    assert other_users_limits_are_told(look([6, 7], proc=tmp_path), proc=tmp_path)
+    assert not other_users_limits_are_told(look([7], proc=tmp_path), proc=tmp_path), "the same one"

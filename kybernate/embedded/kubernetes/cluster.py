@@ -36,6 +36,8 @@ CONTAINERD_LINE = "1.7"
 PLAN = "cluster.json"
 MOST_NODES = 8
 READY_TIMEOUT = 120.0
+POD_TIMEOUT = 150.0
+"""Kubelet 1.20 sometimes takes a minute to drop a pod whose containers have ended."""
 
 
 class ClusterProblem(Exception):
@@ -90,7 +92,7 @@ class Cluster:
         phase: str = "Running",
         *,
         namespace: str = "default",
-        timeout: float = TIMEOUT,
+        timeout: float = POD_TIMEOUT,
     ) -> Any:
         """The pod, once it is in that phase."""
         found: Any = None
@@ -106,7 +108,7 @@ class Cluster:
             raise ClusterProblem(f"pod {pod} is not {phase}: {described}") from error
 
     async def wait_gone(
-        self, pod: str, *, namespace: str = "default", timeout: float = TIMEOUT
+        self, pod: str, *, namespace: str = "default", timeout: float = POD_TIMEOUT
     ) -> None:
         async def is_gone() -> bool:
             return await self.pod(pod, namespace=namespace) is None

@@ -73,13 +73,17 @@ def threads() -> Iterator[None]:
 
 @animal
 def not_root() -> Iterator[None]:
-    """Started as another user, with a file of its own."""
+    """Started as another user, with limits and a file of its own."""
     expect((os.getuid(), os.getgid()) == (1000, 1000), "this animal wants user 1000")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+    resource.setrlimit(resource.RLIMIT_CPU, (1 << 33, 1 << 34))
+    limits = _limits()
     path = Path(tempfile.mkdtemp(dir="/tmp")) / "mine"
     path.write_text("mine")
     yield
     while True:
         expect((os.getuid(), os.getgid()) == (1000, 1000), "the user differs")
+        expect(_limits() == limits, f"{limits} became {_limits()}")
         expect(path.read_text() == "mine", "the file differs")
         expect(path.stat().st_uid == 1000, "the file's owner differs")
         try:
@@ -88,6 +92,11 @@ def not_root() -> Iterator[None]:
             yield
         else:
             raise AssertionError("the user may do what root may")
+
+
+def _limits() -> list[tuple[int, int]]:
+    kinds = (name for name in dir(resource) if name.startswith("RLIMIT_"))
+    return [resource.getrlimit(getattr(resource, name)) for name in kinds]
 
 
 @animal
