@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 IMPATIENT = Rules(first_pause_seconds=0.05, note_seconds=0.1, adopt_seconds=0.4, quiet_seconds=0.5)
 """Rules by which a test need not wait long."""
-GENEROUS_SECONDS = 40.0
+GENEROUS_SECONDS = 100.0
 
 
 @asynccontextmanager

@@ -41,7 +41,7 @@ async def install(cluster: Cluster, folder: Path) -> Path:
     """
     for part in ("crds", "base"):
         await cluster.kubectl("apply", "--filename", DEPLOY / part)
-    await cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    await cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=50s")
     ours = ("api-resources", "--api-group", "kybernate.io", "--output", "name")
     await until(lambda: cluster.kubectl(*ours), lambda said: len(said.split()) == KINDS, every=0.2)
     config = json.loads(
