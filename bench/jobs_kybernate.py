@@ -98,7 +98,6 @@ async def _controller(bus: Bus) -> AsyncIterator[Side]:
     records, catalogue = Records(bus), Catalogue(bus)
     engine = Engine(bus, records, catalogue)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(engine.running())
         for work in (
             Events(bus, engine).run(),
             Sweep(bus, engine, records, catalogue, Nodes(bus)).run(),

@@ -56,8 +56,12 @@ class Api:
         with suppress(ConnectionResetError, Refused):  # the client left, or the action was lost
             await response.write(_line(first))
             async for change in changes:
+                if change is not None and change.ended:
+                    await response.write_eof(_line(change))
+                    break
                 await response.write(_line(change))
-            await response.write_eof()
+            else:
+                await response.write_eof()
         return response
 
     async def get_checkpoints(self, _request: web.Request) -> web.Response:

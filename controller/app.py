@@ -61,7 +61,6 @@ async def serving(
     engine = Engine(bus, records, catalogue, rules=rules)
     service = Service(engine, records, catalogue, nodes)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(engine.running())
         for work in (
             Events(bus, engine).run(),
             Sweep(bus, engine, records, catalogue, nodes).run(),

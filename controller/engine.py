@@ -9,8 +9,7 @@ any controller does it.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -34,7 +33,7 @@ from controller.records import Records
 from controller.topology import repaired
 from kybernate import telemetry
 from kybernate.bus.port import Bus, BusProblem, Conflict, Row
-from kybernate.tasks import backoff, end
+from kybernate.tasks import backoff
 from schemas.actions import Action, ActionState
 from schemas.messages import TERMINAL_EVENTS, Cancel, Job, JobEvent
 from schemas.names import cancel_subject, job_subject
@@ -70,23 +69,11 @@ class Engine:
         self._publishing: set[str] = set()
         self._to_note: dict[str, tuple[Job, float]] = {}
         self._slots = asyncio.Semaphore(PUBLISHING_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._running = False
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Background work belongs to this block; what it leaves undone is due again."""
-        self._running = True
-        try:
-            yield
-        finally:
-            self._running = False
-            await asyncio.gather(*map(end, tuple(self._tasks)))
 
     async def start(self, action: Action) -> Action:
         """Record a new action, and get its job on the way. Conflict when its id is taken."""
         recorded = await self._records.create(action)
-        self._in_background(self.pass_time(recorded.id), "dispatch")
+        await _guarded(self.pass_time(recorded.id), f"dispatch of {recorded.id}")
         return recorded
 
     async def cancel(self, action: str) -> Action | None:
@@ -217,14 +204,6 @@ class Engine:
         if row is not None and not _heard_of(row.value, began):
             note = Published(attempt=job.attempt, at=began)
             await self._apply_and_act(job.action, [note])
-
-    def _in_background(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        if not self._running:
-            work.close()
-            return
-        task = asyncio.create_task(_guarded(work, what), name=what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _heard_of(action: Action, since: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 
 from controller.topology import repaired
 from controller.watchers import Watchers
-from kybernate.bus.port import Bus, BusProblem, Conflict, Row
+from kybernate.bus.port import Bus, BusProblem, Change, Conflict, Row
 from schemas.actions import Action
 from schemas.base import Undecodable
 from schemas.names import ACTIONS_BUCKET
@@ -31,6 +31,7 @@ class Records:
         self._clock = clock
         self._unfinished: dict[str, Row[Action]] = {}
         self._ended: OrderedDict[str, Row[Action]] = OrderedDict()
+        self._writing: set[str] = set()
         self.watchers = Watchers()
 
     def unfinished(self) -> Iterator[Action]:
@@ -61,6 +62,7 @@ class Records:
         """The row with `action` in it; Conflict when somebody else was faster."""
         if action == row.value:
             return row
+        self._writing.add(row.key)
         try:
             revision = await repaired(
                 self._bus, lambda: self._table.update(row.key, action, row.revision)
@@ -68,6 +70,8 @@ class Records:
         except Conflict:
             self._ended.pop(row.key, None)
             raise
+        finally:
+            self._writing.discard(row.key)
         return self._keep(Row(key=row.key, value=action, revision=revision))
 
     async def all(self) -> tuple[Action, ...]:
@@ -88,11 +92,18 @@ class Records:
 
     async def follow_changes(self) -> None:
         """Read again at once what somebody watches here and another controller changed."""
-        async with self._table.changes() as keys:
-            async for key in keys:
-                if self.watchers.wanted(key):
-                    await self.read(key)
+        async with self._table.changes() as changes:
+            async for change in changes:
+                if self.watchers.wanted(change.key) and not self._is_own(change):
+                    await self.read(change.key)
         raise BusProblem("the bucket's changes are told no more")
+
+    def _is_own(self, change: Change) -> bool:
+        """Word of a write comes before its confirmation, which is seen to anyway, or after it."""
+        kept = self.seen(change.key)
+        return change.key in self._writing or (
+            kept is not None and kept.revision == change.revision
+        )
 
     async def _write_again(self, lost: Row[Action]) -> Row[Action]:
         action = lost.value

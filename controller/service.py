@@ -40,6 +40,8 @@ UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """The shape of every id: of an action, and so of the checkpoint that it makes."""
 POLL_SECONDS: Final = 1.0
 """How often a watched action is read anew, should every hint get lost."""
+FIRST_POLL_SECONDS: Final = 0.2
+"""When for the first time: what is at hand may be old."""
 
 
 class Service:
@@ -104,11 +106,15 @@ class Service:
 
     async def watch(self, action: str) -> AsyncIterator[Action | None]:
         """The action now and at every change, up to its end; None when there was no news."""
+        _check_action(action)
         with self._records.watchers.watch(action) as watch:
-            seen = await self.action(action)
+            if (row := await self._records.at_hand(action)) is None:
+                raise refusals.unknown_action(action)
+            seen, pause = row.value, FIRST_POLL_SECONDS
             yield seen
             while not seen.ended and not self._records.watchers.closing:
-                newer = await watch.next(jittered(POLL_SECONDS)) or await self._reread(seen)
+                newer = await watch.next(jittered(pause)) or await self._reread(seen)
+                pause = POLL_SECONDS
                 if newer == seen or newer.updated < seen.updated:
                     yield None
                     continue

@@ -93,26 +93,28 @@ class Client:
 
     async def ended(self, action: str) -> Action:
         """The action once it has ended."""
+        newest = None
         async for seen in self.watch(action):
-            if seen.ended:
-                return seen
-        raise AssertionError("a watch ends with the end of its action")
+            newest = seen
+        if newest is None:
+            raise AssertionError("a watch ends with the end of its action")
+        return newest
 
     async def watch(self, action: str) -> AsyncIterator[Action]:
         """The action at every change up to its end, through any number of broken connections."""
         lost: float | None = None
-        while True:
+        ended = False
+        while not ended:
             try:
                 async for seen in self._watch_once(action):
-                    lost = None
+                    lost, ended = None, seen.ended
                     yield seen
-                    if seen.ended:
-                        return
             except (*_BROKEN, Unreachable) as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > UNREACHABLE_SECONDS:
                     raise self._unreachable(str(error)) from error
-            await asyncio.sleep(jittered(AGAIN_SECONDS))
+            if not ended:
+                await asyncio.sleep(jittered(AGAIN_SECONDS))
 
     async def _watch_once(self, action: str) -> AsyncIterator[Action]:
         path = f"/api/v1/actions/{_segment(action)}/watch"

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 RUN_SEQUENCES: Final = 1_000_000
 LAST_SEQUENCE: Final = 2**31 - 1
 BATCH: Final = 128
-STEPS_WAIT_SECONDS: Final = 0.05
+STEPS_WAIT_SECONDS: Final = 0.1
 """How long an event about a step waits for others to travel with; nobody watches more closely."""
 WAITING: Final = 2048
 """Step events kept while the server is away; older ones are dropped."""

@@ -1,10 +1,10 @@
 """Resumes a container from a checkpoint on disk, step by step.
 
-resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, and every byte
-that is interpreted is right. prepare: a fresh root filesystem with the changes of the checkpoint,
-and the record that names it. create: containerd makes the task. memory: it is right as well; it was
-verified meanwhile. start: CRIU brings the processes back. gpu: memory back on the GPU; this
-commits. settle: what the container had before is cleared away.
+resolve, fit, verify: nothing is touched. verify: the folder holds what was sealed, every byte that
+is interpreted is right, and the image is there. prepare: a fresh root filesystem with the changes
+of the checkpoint, and the record that names it. create: containerd makes the task. memory: it is
+right as well; it was verified meanwhile. start: CRIU brings the processes back. gpu: memory back on
+the GPU; this commits. settle: what the container had before is cleared away.
 
 Whatever fails: the task is deleted, the record and the snapshot are as before. The snapshot's key
 is the job's own, because containerd's clean-up after a failed restore can empty a snapshot.
@@ -84,7 +84,6 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._manifest: Manifest
         self._part: PartRecord
         self._mounts: tuple[Mount, ...] = ()
-        self._has_image = False
         self._has_task = False
         self._verification: Verification | None = None
         self._filling: asyncio.Task[None] | None = None
@@ -142,7 +141,6 @@ class RestoreActor(StepActor[RestoreNotes]):
         self._part = self._found_part()
         self._files = self._folder / part_folder(self._part.name)
         self._verification = Verification(self._folder, self._manifest, self._part.name)
-        self._has_image = await self._image_is_there()
 
     def _opened(self) -> tuple[Path, Manifest]:
         folder = self._means.store.folder(self._order.checkpoint)
@@ -161,16 +159,6 @@ class RestoreActor(StepActor[RestoreNotes]):
             advice="Name one of them (--container).",
         )
 
-    async def _image_is_there(self) -> bool:
-        record = self._part.container
-        if not record.parent_snapshot:
-            return True
-        try:
-            await self._runtime.snapshot(self._space, record.snapshotter, record.parent_snapshot)
-        except NotFound:
-            return False
-        return True
-
     async def _unresolve(self, _: RestoreNotes) -> None:
         """Nothing reads the checkpoint any more."""
         if self._verification is not None:
@@ -179,14 +167,6 @@ class RestoreActor(StepActor[RestoreNotes]):
 
     async def _fit(self, notes: RestoreNotes) -> RestoreNotes:
         host.check_fits(self._manifest.host, self._means.host)
-        record = self._part.container
-        if not self._has_image:
-            raise Refused(
-                reasons.IMAGE_MISSING,
-                f"the image {record.image or '(unnamed)'} of the checkpoint is not unpacked in "
-                f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
-                advice="Pull the image on this node (into that namespace), then try again.",
-            )
         if not self._part.gpu_processes:
             return notes
         now = await self._means.gpu.facts()
@@ -206,7 +186,21 @@ class RestoreActor(StepActor[RestoreNotes]):
         return self._verification
 
     async def _verify(self, _: RestoreNotes) -> None:
-        await self._verifying.interpreted
+        await tasks.all_or_none((self._verifying.interpreted, self._find_image()))
+
+    async def _find_image(self) -> None:
+        record = self._part.container
+        if not record.parent_snapshot:
+            return
+        try:
+            await self._runtime.snapshot(self._space, record.snapshotter, record.parent_snapshot)
+        except NotFound as error:
+            raise Refused(
+                reasons.IMAGE_MISSING,
+                f"the image {record.image or '(unnamed)'} of the checkpoint is not unpacked in "
+                f"namespace {self._space}: there is no snapshot {record.parent_snapshot}",
+                advice="Pull the image on this node (into that namespace), then try again.",
+            ) from error
 
     async def _verify_memory(self, _: RestoreNotes) -> None:
         await self._verifying.memory

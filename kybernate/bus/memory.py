@@ -17,6 +17,7 @@ from kybernate.bus.memory_stream import Consumer, MemoryStream, Stored, matches
 from kybernate.bus.port import (
     ACK_WAIT_SECONDS,
     BusUnavailable,
+    Change,
     Conflict,
     Delivery,
     Mark,
@@ -122,7 +123,8 @@ class MemoryBroker:
         rows.pop(key, None)
         if payload is not None:
             rows[key] = (self._revision, payload)
-        self.tell(_changed(bucket, key), b"")
+        written = 0 if payload is None else self._revision
+        self.tell(_changed(bucket, key), str(written).encode())
         self.confirm()
         return self._revision
 
@@ -254,10 +256,10 @@ class MemoryTable(Generic[T]):
         return newer, Mark(revision=last)
 
     @asynccontextmanager
-    async def changes(self) -> AsyncIterator[AsyncIterator[str]]:
+    async def changes(self) -> AsyncIterator[AsyncIterator[Change]]:
         prefix = len(_changed(self._bucket, ""))
         async with self._broker.listening(_changed(self._bucket, ">")) as heard:
-            yield _keys(heard, prefix)
+            yield _changes(heard, prefix)
 
     async def _write(self, key: str, value: T, expected: int | None) -> int:
         check_key(key)
@@ -322,9 +324,10 @@ def _changed(bucket: str, key: str) -> str:
     return f"kybernate.changed.{bucket}.{key}"
 
 
-async def _keys(heard: asyncio.Queue[tuple[str, bytes]], prefix: int) -> AsyncIterator[str]:
+async def _changes(heard: asyncio.Queue[tuple[str, bytes]], prefix: int) -> AsyncIterator[Change]:
     while True:
-        yield (await heard.get())[0][prefix:]
+        subject, revision = await heard.get()
+        yield Change(key=subject[prefix:], revision=int(revision))
 
 
 async def _payloads(heard: asyncio.Queue[tuple[str, bytes]]) -> AsyncIterator[bytes]:

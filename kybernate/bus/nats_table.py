@@ -21,6 +21,7 @@ from kybernate.bus.nats_queue import DESCRIPTION, STATUS
 from kybernate.bus.port import (
     OPERATION_TIMEOUT_SECONDS,
     BusUnavailable,
+    Change,
     Conflict,
     Mark,
     Row,
@@ -129,14 +130,11 @@ class NatsTable(Generic[T]):
         return rows, position
 
     @asynccontextmanager
-    async def changes(self) -> AsyncIterator[AsyncIterator[str]]:
-        keys: asyncio.Queue[str] = asyncio.Queue()
-        prefix = len(changed_subject(self._bucket, ""))
+    async def changes(self) -> AsyncIterator[AsyncIterator[Change]]:
+        told: asyncio.Queue[Msg] = asyncio.Queue()
         everything = changed_subject(self._bucket, ">")
-        async with self._link.listening(
-            everything, lambda message: keys.put_nowait(message.subject[prefix:])
-        ):
-            yield _each(keys)
+        async with self._link.listening(everything, told.put_nowait):
+            yield _each(told, len(changed_subject(self._bucket, "")))
 
     async def _write(self, key: str, value: T, revision: int | None) -> int:
         check_key(key)
@@ -202,9 +200,11 @@ class NatsTable(Generic[T]):
             raise BusUnavailable(f"NATS did not read {self._bucket}: {_status(reply)} {said}")
 
 
-async def _each(keys: asyncio.Queue[str]) -> AsyncIterator[str]:
+async def _each(told: asyncio.Queue[Msg], prefix: int) -> AsyncIterator[Change]:
     while True:
-        yield await keys.get()
+        message = await told.get()
+        revision = int((message.headers or {}).get(_REVISION, 0))
+        yield Change(key=message.subject[prefix:], revision=revision)
 
 
 def _unbroken(messages: list[Msg]) -> bool:

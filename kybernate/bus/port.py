@@ -95,6 +95,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """Word that a row was written, or deleted."""
+
+    key: str
+    revision: int = 0
+    """Of the row as it was written; none of a deletion."""
+
+
 class Delivery(Protocol):
     """One message of a queue, to be answered by exactly one of `ack`, `later` and `drop`."""
 
@@ -165,8 +173,8 @@ class Table(Protocol[T]):
         Nothing tells of rows that were deleted.
         """
 
-    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Keys of rows that were written or deleted: a hint, some may get lost."""
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
+        """Rows that were written or deleted: a hint, some may get lost."""
 
 
 class Bus(Protocol):

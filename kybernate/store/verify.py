@@ -112,8 +112,12 @@ def _check_bytes(folder: Path, entries: Iterable[FileEntry], threads: int) -> No
     """Large chunks first, so that the cores end together; small files go in batches."""
     chunks = [_Chunk(entry, number) for entry in entries for number in range(len(entry.chunks))]
     chunks.sort(key=lambda chunk: chunk.length, reverse=True)
+    batches = list(_batches(chunks))
+    if len(batches) == 1:
+        _check_chunks(folder, batches[0])
+        return
     with ThreadPoolExecutor(threads, thread_name_prefix="store-verify") as pool:
-        works = [pool.submit(_check_chunks, folder, batch) for batch in _batches(chunks)]
+        works = [pool.submit(_check_chunks, folder, batch) for batch in batches]
         try:
             for work in as_completed(works):
                 work.result()

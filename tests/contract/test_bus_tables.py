@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kybernate.bus import Bus, Conflict, Mark, Row, TopologyMissing
+from kybernate.bus import Bus, Change, Conflict, Mark, Row, TopologyMissing
 from schemas.names import ACTIONS_BUCKET
 from tests.support.buses import Note, Place
 
@@ -130,8 +130,8 @@ async def test_a_key_no_server_takes_is_refused(bus: Bus, key: str) -> None:
 
 async def test_changes_hint_at_written_and_deleted_rows(bus: Bus) -> None:
     table = bus.table(ACTIONS_BUCKET, Note)
-    async with table.changes() as keys:
-        await table.put("a.b", Note())
-        assert await anext(keys) == "a.b"
+    async with table.changes() as changes:
+        revision = await table.put("a.b", Note())
+        assert await anext(changes) == Change(key="a.b", revision=revision)
         await table.delete("a.b")
-        assert await anext(keys) == "a.b"
+        assert await anext(changes) == Change(key="a.b")

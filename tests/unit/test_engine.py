@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -76,28 +76,13 @@ async def broker() -> MemoryBroker:
 
 
 @pytest.fixture
-async def new(broker: MemoryBroker, clock: Clock) -> AsyncIterator[Callable[[], Controller]]:
-    async with asyncio.TaskGroup() as tasks:
-        stopping = asyncio.Event()
-
-        async def keep_running(controller: Controller) -> None:
-            async with controller.engine.running():
-                await stopping.wait()
-
-        def make() -> Controller:
-            controller = Controller(broker.bus(), clock)
-            tasks.create_task(keep_running(controller))
-            return controller
-
-        yield make
-        stopping.set()
+def new(broker: MemoryBroker, clock: Clock) -> Callable[[], Controller]:
+    return lambda: Controller(broker.bus(), clock)
 
 
 @pytest.fixture
-async def one(new: Callable[[], Controller]) -> Controller:
-    controller = new()
-    await asyncio.sleep(0)
-    return controller
+def one(new: Callable[[], Controller]) -> Controller:
+    return new()
 
 
 def action(clock: Clock, **changes: object) -> Action:

@@ -233,7 +233,7 @@ async def refused(shop: Workshop, wanted: RestoreOrder) -> Failure:
     before = await Before(shop).read()
     outcome = await shop.run(wanted)
     assert outcome.failure is not None
-    assert outcome.failure.step in {"resolve", "fit"}
+    assert outcome.failure.step in {"resolve", "fit", "verify"}
     assert await Before(shop).read() == before
     assert shop.leftovers() == []
     return outcome.failure
