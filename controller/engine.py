@@ -32,7 +32,8 @@ from controller.machine import STANDARD_RULES, Rules, advance, next_due, truths_
 from controller.records import Records
 from controller.topology import repaired
 from kybernate import telemetry
-from kybernate.bus.port import Bus, BusProblem, Conflict, Row
+from kybernate.bus.port import Bus, Conflict, Row
+from kybernate.problems import trace_of
 from kybernate.tasks import backoff
 from schemas.actions import Action, ActionState
 from schemas.messages import TERMINAL_EVENTS, Cancel, Job, JobEvent
@@ -220,8 +221,7 @@ async def _guarded(work: Coroutine[Any, Any, object], what: str) -> None:
 
 
 def _log_undone(what: str, error: BaseException) -> None:
-    expected = isinstance(error, BusProblem)
-    log.warning("%s: %s; it is due again", what, error, exc_info=None if expected else error)
+    log.warning("%s: %s; it is due again", what, error, exc_info=trace_of(error))
 
 
 def _attributes(action: Action) -> dict[str, str | int]:

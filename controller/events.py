@@ -16,6 +16,7 @@ import msgspec
 from controller.engine import Engine
 from controller.topology import repaired
 from kybernate.bus.port import Bus, BusProblem, Delivery
+from kybernate.problems import trace_of
 from kybernate.tasks import for_ever, jittered
 from schemas.base import Undecodable, decode
 from schemas.messages import TERMINAL_EVENTS, JobEvent
@@ -86,12 +87,11 @@ class Events:
         try:
             await self._fold_or_wait(action, batch)
         except Exception as error:
-            expected = isinstance(error, BusProblem)
             log.warning(
                 "events of action %s were not taken in: %s; they come again",
                 action,
                 error,
-                exc_info=None if expected else error,
+                exc_info=trace_of(error),
             )
             await _all_later(batch)
 

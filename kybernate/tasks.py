@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from kybernate.problems import trace_of
+
 T = TypeVar("T")
 U = TypeVar("U")
 log = logging.getLogger(__name__)
@@ -61,15 +63,19 @@ def _heed_cancellation() -> None:
 
 
 def _log_failure(name: str, error: Exception, failures: int, wait: float) -> None:
-    """The first failure in full, the next ones in a line each."""
+    """The first failure with its trace, if it is not to be expected. Then rarer and rarer (the
+    2nd, 4th, 8th, …): what lasts for hours must not fill a disk.
+    """
+    level = logging.WARNING if failures.bit_count() == 1 else logging.DEBUG
     said = f"{type(error).__name__}: {error}"
-    log.warning(
+    log.log(
+        level,
         "%s failed (%d in a row, again in %.1f s): %s",
         name,
         failures,
         wait,
         said,
-        exc_info=error if failures == 1 else None,
+        exc_info=trace_of(error) if failures == 1 else None,
     )
 
 

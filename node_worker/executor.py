@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import msgspec
 
 from kybernate import telemetry
+from kybernate.problems import trace_of
 from node_worker.faults import failure_of
 from node_worker.ledger import Ledger
 from node_worker.plan import Ask, Do, Finish, History, Phase, Plan, Undo, committed, next_move
@@ -226,7 +227,9 @@ class Executor(Generic[N]):
             with self._interrupting(step):
                 await self._act(step)
         except Exception as error:
-            log.info("step %s of job %s failed", step, self._job, exc_info=error)
+            log.info(
+                "step %s of job %s failed: %s", step, self._job, error, exc_info=trace_of(error)
+            )
             self._record(step, Phase.FAILED)
             self._turn_back(self._why(step, error))
 
@@ -272,7 +275,10 @@ class Executor(Generic[N]):
             try:
                 await act()
             except Exception as error:
-                log.warning("%s of job %s: try %d", step, self._job, tried, exc_info=error)
+                trace = trace_of(error)
+                log.warning(
+                    "%s of job %s: try %d: %s", step, self._job, tried, error, exc_info=trace
+                )
                 if tried == TRIES:
                     raise _GaveUp(self._given_up(step, error)) from error
             else:

@@ -3,6 +3,7 @@
 import errno
 from typing import Final
 
+from kybernate.problems import Expected
 from kybernate.store.errors import StoreError
 from node_worker.archives import ArchiveFailed
 from node_worker.containerd import port as runtime
@@ -12,7 +13,7 @@ from schemas import reasons
 from schemas.failures import Failure
 
 
-class Refused(Exception):
+class Refused(Expected):
     """A step says why it does not go on, in the words that the user gets."""
 
     def __init__(

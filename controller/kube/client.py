@@ -15,7 +15,7 @@ import msgspec
 from kubernetes_asyncio import config
 from kubernetes_asyncio.client import ApiClient, Configuration
 
-from kybernate.problems import CannotServe
+from kybernate.problems import CannotServe, Expected
 from schemas.base import decoder
 from schemas.kubernetes import GROUP, VERSION
 
@@ -54,7 +54,7 @@ CHECKPOINTS: Final = Resource(api=f"/apis/{GROUP}/{VERSION}", plural="kybernatec
 RESTORES: Final = Resource(api=f"/apis/{GROUP}/{VERSION}", plural="kybernaterestores")
 
 
-class KubeProblem(Exception):
+class KubeProblem(Expected):
     """The API server does not do what is asked."""
 
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from controller.kube.client import KubeProblem, Taken
+from controller.kube.client import Taken
 from controller.kube.watch import Key
-from kybernate.bus.port import BusProblem
+from kybernate.problems import trace_of
 from kybernate.tasks import backoff
 
 AT_ONCE = 8
@@ -72,7 +72,6 @@ class Queue:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         wait = backoff(failures)
         level = logging.DEBUG if isinstance(error, Taken) else logging.WARNING
-        expected = isinstance(error, KubeProblem | BusProblem)
         log.log(
             level,
             "%s %s: %s; again in %.1f s",
@@ -80,6 +79,6 @@ class Queue:
             "/".join(key),
             error,
             wait,
-            exc_info=None if expected else error,
+            exc_info=trace_of(error),
         )
         return wait

@@ -107,7 +107,7 @@ class Link:
     def _problem_of(self, error: Exception) -> BusProblem:
         if isinstance(error, BusProblem):
             return error
-        said = str(error) or type(error).__name__
+        said = _said(error)
         if isinstance(error, ssl.SSLCertVerificationError):
             return NotPermitted(f"the certificate of NATS is not to be trusted: {said}")
         if isinstance(error, nats.errors.AuthorizationError) or "authorization" in said.lower():
@@ -287,6 +287,12 @@ class Link:
         if subject.lower().startswith(self.inbox.lower()):
             self._inbox_refused = problem
         self.replies.fail(problem, subject=subject)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    return str(error) or type(error).__name__
 
 
 async def _subscribe(client: Client, listener: Listener) -> None:

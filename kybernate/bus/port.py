@@ -22,6 +22,8 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from kybernate.problems import Expected
+
 OPERATION_TIMEOUT_SECONDS = 5.0
 """No operation waits longer for the server."""
 
@@ -34,7 +36,7 @@ T = TypeVar("T")
 _KEY = re.compile(r"[A-Za-z0-9_=/-]+(\.[A-Za-z0-9_=/-]+)*")
 
 
-class BusProblem(Exception):
+class BusProblem(Expected):
     """Whatever the message bus could not do."""
 
 

@@ -108,7 +108,7 @@ class Connection:
         headers: dict[str, str | bytes],
         timeout: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        problems = []
+        problems, advice = [], ""
         for server in tuple(self._servers):
             link = _link(server, timeout)
             try:
@@ -117,12 +117,13 @@ class Connection:
                 if answer.status != UNAVAILABLE:
                     self._prefer(server)
                     return link, answer
-                problem = refused(answer.status, answer.read()).message
+                told = refused(answer.status, answer.read())
+                problem, advice = told.message, told.advice
             except _BROKEN as error:
                 problem = str(error) or type(error).__name__
             problems.append(f"{server}: {problem}")
             link.close()
-        raise unreachable("; ".join(problems))
+        raise unreachable("; ".join(problems), advice)
 
     def _headers(self, more: Mapping[str, str]) -> dict[str, str | bytes]:
         shown = f"Bearer {self._token}".encode()  # a header of text would be limited to Latin-1
@@ -145,7 +146,10 @@ _ADVICE = {
 }
 
 
-def unreachable(problems: str) -> Unreachable:
+def unreachable(problems: str, told: str = "") -> Unreachable:
+    """`told`: what a controller advises that answers, and cannot do more than that."""
+    if told:
+        return Unreachable(f"no controller can serve this now: {problems}", told)
     advice = next((words for sign, words in _ADVICE.items() if sign in problems), _START)
     return Unreachable(f"no controller answers at {problems}", advice)
 

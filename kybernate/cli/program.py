@@ -26,7 +26,7 @@ Exit codes:
   0    done
   1    the action failed or was cancelled
   2    wrong usage
-  3    no controller answers
+  3    no controller answers, or none reaches NATS
   4    refused, or there is no such thing; nothing was changed
   5    the deadline passed first
   130  interrupted; an action that was under way goes on

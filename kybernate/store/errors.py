@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
+from kybernate.problems import Expected
 from schemas import reasons
 
 
@@ -26,7 +27,7 @@ class Damage(StrEnum):
     OTHER_CHECKPOINT = "describes another checkpoint than the folder's name says"
 
 
-class StoreError(Exception):
+class StoreError(Expected):
     """The checkpoint store could not do what was asked."""
 
     reason: str = reasons.INTERNAL

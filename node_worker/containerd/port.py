@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from kybernate.problems import Expected
+
 CALL_TIMEOUT = 10.0
 DUMP_TIMEOUT = 600.0
 RESTORE_TIMEOUT = 600.0
@@ -24,7 +26,7 @@ GC_ROOT_LABEL = "containerd.io/gc.root"
 """A snapshot with this label survives containerd's garbage collection without a container."""
 
 
-class RuntimeProblem(Exception):
+class RuntimeProblem(Expected):
     """Whatever the container runtime could not do."""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
+from kybernate.problems import Expected
 from schemas import reasons
 from schemas.gpus import GpuFacts, GpuProcess
 
@@ -37,7 +38,7 @@ class GpuState(StrEnum):
     """An error left it unusable; nothing brings it back."""
 
 
-class GpuProblem(Exception):
+class GpuProblem(Expected):
     """Whatever could not be done with GPUs."""
 
     reason: ClassVar[str] = reasons.GPU_FAILED

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
+from kybernate.problems import trace_of
 from node_worker.faults import failure_of
 from node_worker.pods import requests
 from node_worker.pods.requests import (
@@ -153,8 +154,12 @@ async def _line(lines: asyncio.StreamReader) -> bytes:
 
 
 def _failure(request: RestoreAsked | RunningAsked, error: Exception) -> bytes:
-    log.warning("container %s cannot resume", request.container, exc_info=error)
-    return requests.failed(in_words(failure_of(error)))
+    failure = failure_of(error)
+    trace = trace_of(error)
+    log.warning(
+        "container %s cannot resume: %s", request.container, failure.message, exc_info=trace
+    )
+    return requests.failed(in_words(failure))
 
 
 def in_words(failure: Failure) -> str:

@@ -220,10 +220,14 @@ def test_the_next_server_is_asked_when_one_is_gone_or_cut_off(server: RestServer
 
 
 def test_a_controller_that_is_cut_off_says_so(server: RestServer) -> None:
-    server.answer("GET /api/v1/nodes", Problem(message="NATS is gone"), status=503)
+    problem = Problem(message="NATS is gone", advice="start NATS")
+    server.answer("GET /api/v1/nodes", problem, status=503)
     result = call(server, "get", "nodes")
     assert result.exit_code == 3
-    assert "NATS is gone" in result.stderr
+    assert result.stderr.splitlines() == [
+        f"kybernate: no controller can serve this now: {server.url}: NATS is gone",
+        "  what to do: start NATS",
+    ]
 
 
 def test_what_is_refused_is_told_in_the_servers_words(server: RestServer) -> None:

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from kybernate import tasks
+from kybernate.problems import Expected
 
 
 async def test_for_ever_goes_on_after_failures(caplog: pytest.LogCaptureFixture) -> None:
@@ -28,6 +29,48 @@ async def test_for_ever_goes_on_after_failures(caplog: pytest.LogCaptureFixture)
     assert caplog.text.count("the loop failed") == 2
     assert "bad luck" in caplog.text
     assert "the loop works again" in caplog.text
+
+
+async def test_what_fails_for_long_is_told_rarer_and_rarer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(tasks, "backoff", lambda *_, **__: 0.0)
+    failures = 0
+    enough = asyncio.Event()
+
+    async def act() -> None:
+        nonlocal failures
+        failures += 1
+        if failures > 100:
+            enough.set()
+        raise ValueError("bad luck")
+
+    task = asyncio.create_task(tasks.for_ever(act, name="the loop"))
+    await enough.wait()
+    await tasks.end(task)
+    told = [record.getMessage().split(" in a row")[0] for record in caplog.records]
+    assert told == [f"the loop failed ({number}" for number in (1, 2, 4, 8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"), [(Expected("as it may be"), False), (ValueError(), True)]
+)
+async def test_only_what_nobody_expects_is_told_with_its_trace(
+    error: Exception, *, traced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = asyncio.Event()
+
+    async def act() -> None:
+        tried.set()
+        raise error
+
+    task = asyncio.create_task(tasks.for_ever(act, name="the loop", first=60.0))
+    await tried.wait()
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    [record] = caplog.records
+    assert (record.exc_info is not None) is traced
 
 
 async def test_for_ever_lets_others_run() -> None:
