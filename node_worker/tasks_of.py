@@ -60,7 +60,8 @@ class Tasks:
             raise Refused(
                 reasons.UNKNOWN_CONTAINER,
                 f"there is no container {self._id} in containerd's namespace {self._namespace}",
-                advice="See `kybernate describe node` for the containers of the node.",
+                advice="See that --namespace is right; `kybernate describe node NAME` lists the "
+                "containers of a node with theirs.",
             )
         status = task.status if task else "without a task"
         if task is None or task.status is not TaskStatus.RUNNING:

@@ -8,7 +8,7 @@ action as its idempotency key.
 import http.client
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -28,6 +28,8 @@ SILENCE_TIMEOUT = 30.0
 """A watch that says nothing for so long is asked again."""
 UNREACHABLE_FOR = 60.0
 """While waiting for an action: how long no controller may answer."""
+TOLD_AFTER = 2
+"""How many tries to watch an action fail before that is told."""
 UNAVAILABLE = http.client.SERVICE_UNAVAILABLE
 
 _BROKEN = (OSError, UnicodeError, http.client.HTTPException)
@@ -54,20 +56,28 @@ class Connection:
     def delete_node(self, node: str) -> DeletedNode:
         return _decoded(self._call("DELETE", f"/api/v1/nodes/{segment(node)}"), DeletedNode)
 
-    def watch(self, action: str) -> Iterator[Action]:
-        """The action at every change up to its end, through any number of broken connections."""
-        lost_at: float | None = None
+    def watch(self, action: str, *, lost: Callable[[Unreachable], None]) -> Iterator[Action]:
+        """The action at every change up to its end, through any number of broken connections.
+
+        `lost` is told when the next try finds nobody either: that takes longer than a change of
+        servers.
+        """
+        failures, lost_at = 0, 0.0
         while True:
             try:
                 for seen in self._watch_once(action):
-                    lost_at = None
+                    failures = 0
                     yield seen
                     if seen.ended:
                         return
             except (*_BROKEN, Unreachable) as error:
-                lost_at = lost_at or time.monotonic()
+                failures += 1
+                lost_at = time.monotonic() if failures == 1 else lost_at
+                silent = _silent(self._servers, error)
                 if time.monotonic() - lost_at > UNREACHABLE_FOR:
-                    raise _silent(self._servers, error) from error
+                    raise silent from error
+                if failures == TOLD_AFTER:
+                    lost(silent)
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - spreads clients, guards nothing
 
     def _watch_once(self, action: str) -> Iterator[Action]:

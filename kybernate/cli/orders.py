@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import msgspec
 from click.core import ParameterSource
 
 from kybernate.cli import options, text, trace
-from kybernate.cli.connection import Connection
-from kybernate.cli.exits import Failed, Interrupted, Refused, Stop, failed
-from kybernate.cli.progress import display
+from kybernate.cli.connection import UNREACHABLE_FOR, Connection
+from kybernate.cli.exits import Failed, Interrupted, Refused, Stop, Unreachable, failed
+from kybernate.cli.progress import Display, display
 from schemas.actions import Action, ActionState
 from schemas.messages import Checkpointed, Restored
 from schemas.orders import OutsideTcp, Place
@@ -234,9 +235,15 @@ def _followed(connection: Connection, action: Action) -> Action:
     try:
         with display() as shown:
             shown.show(action)
-            for seen in connection.watch(action.id):
+            lost = partial(_tell_lost, shown)
+            for seen in connection.watch(action.id, lost=lost):
                 action = seen
                 shown.show(seen)
+    except Unreachable as error:
+        raise Unreachable(
+            f"{error.message}; what became of action {action.id} is not known",
+            f"{error.advice}; `kybernate describe action {action.id}` tells then",
+        ) from error
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"interrupted; action {action.id} goes on",
@@ -244,6 +251,12 @@ def _followed(connection: Connection, action: Action) -> Action:
             f"`kybernate describe action {action.id}` shows how far it is",
         ) from error
     return action
+
+
+def _tell_lost(shown: Display, silent: Unreachable) -> None:
+    shown.remark(
+        f"{silent.message}; asking on for up to {UNREACHABLE_FOR:.0f} s, what was begun goes on"
+    )
 
 
 def _ended_badly(action: Action) -> Stop:

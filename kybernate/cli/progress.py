@@ -28,6 +28,21 @@ class Display(Protocol):
 
     def show(self, action: Action) -> None: ...
 
+    def remark(self, words: str) -> None: ...
+
+
+class Attempts:
+    """Why an action is tried again, told once for each attempt."""
+
+    def __init__(self) -> None:
+        self._seen = 1
+
+    def news(self, action: Action) -> str:
+        if action.attempt <= self._seen or not action.earlier_failures:
+            return ""
+        self._seen = action.attempt
+        return f"attempt {action.attempt} because: {action.earlier_failures[-1].message}"
+
 
 def display() -> Display:
     return Bars() if sys.stderr.isatty() else Lines()
@@ -38,7 +53,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._told: set[tuple[int, str, str]] = set()
-        self._attempt = 1
+        self._attempts = Attempts()
 
     def __enter__(self) -> Self:
         return self
@@ -52,10 +67,8 @@ class Lines:
         """Nothing is held."""
 
     def show(self, action: Action) -> None:
-        if action.attempt > self._attempt and action.earlier_failures:
-            self._attempt = action.attempt
-            failure = action.earlier_failures[-1]
-            click.echo(f"  attempt {action.attempt} because: {failure.message}", err=True)
+        if news := self._attempts.news(action):
+            self.remark(news)
         for step in action.steps:
             if (
                 step.seconds is not None
@@ -64,6 +77,9 @@ class Lines:
                 self._told.add(key)
                 click.echo(line(step), err=True)
 
+    def remark(self, words: str) -> None:
+        click.echo(f"  {words}", err=True)
+
 
 class Bars:
     """A bar per step of the present attempt."""
@@ -71,6 +87,7 @@ class Bars:
     def __init__(self) -> None:
         self._bars: Progress | None = None
         self._tasks: dict[tuple[int, str], TaskID] = {}
+        self._attempts = Attempts()
 
     def __enter__(self) -> Self:
         from rich import progress  # noqa: PLC0415 - too slow to import for those who never wait
@@ -96,8 +113,15 @@ class Bars:
             self._bars.stop()
 
     def show(self, action: Action) -> None:
+        if news := self._attempts.news(action):
+            self.remark(news)
         for step in action.steps:
             self._show(action.attempt, step)
+
+    def remark(self, words: str) -> None:
+        """Above the bars."""
+        if self._bars:
+            self._bars.console.print(f"  {words}", markup=False, highlight=False)
 
     def _show(self, attempt: int, step: StepProgress) -> None:
         if self._bars is None:

@@ -1,80 +1,26 @@
 """The command line against a small REST server of the test's own: words, codes, formats."""
 
-import contextlib
 import json
-import os
-import pty
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from kybernate.cli import main
-from kybernate.cli import program as program_module
-from kybernate.cli.connection import Connection
 from kybernate.cli.program import COMMANDS, program
 from schemas import reasons
-from schemas.actions import Action, ActionState, StepProgress
+from schemas.actions import Action, ActionState
 from schemas.checkpoints import CatalogueEntry, CheckpointState
 from schemas.failures import Failure
-from schemas.manifest import CheckpointFacts, HostFacts
-from schemas.messages import Checkpointed, Deleted, Restored
+from schemas.manifest import HostFacts
+from schemas.messages import Deleted, Restored
 from schemas.nodes import DeletedNode, Inventory, NodeWarning
-from schemas.orders import CheckpointOrder, DeleteOrder, RestoreOrder, Target, only_part
+from schemas.orders import DeleteOrder, RestoreOrder
 from schemas.requests import Problem
-from tests.support.checkpoints import parts_of
+from tests.support.asking import CHECKPOINT, DONE, FACTS, FAILED, FAILURE, RUNNING, TARGET, call
 from tests.support.rest_server import RestServer
-
-CHECKPOINT = "3d1f9c54-6a51-4b6e-9d54-0c1f6f1f2a10"
-TARGET = Target(namespace="default", container="counter")
-FACTS = CheckpointFacts(
-    id=CHECKPOINT,
-    node="one",
-    parts=parts_of(TARGET, "busybox"),
-    created=1000.0,
-    size=3 * 1024 * 1024,
-)
-RUNNING = Action(
-    id="a1",
-    kind="checkpoint",
-    node="one",
-    order=CheckpointOrder(parts=only_part(TARGET), checkpoint=CHECKPOINT),
-    state=ActionState.RUNNING,
-    created=1000.0,
-    updated=1000.1,
-    deadline=1600.0,
-    steps=(StepProgress(step="dump", started=1000.0, seconds=0.25, done_bytes=2048),),
-)
-DONE = msgspec.structs.replace(
-    RUNNING, state=ActionState.COMPLETED, updated=1001.5, result=Checkpointed(checkpoint=FACTS)
-)
-FAILURE = Failure(
-    reason=reasons.DUMP_FAILED,
-    message="CRIU cannot dump a socket",
-    advice="close it",
-    step="dump",
-)
-FAILED = msgspec.structs.replace(RUNNING, state=ActionState.FAILED, failure=FAILURE)
-
-
-@pytest.fixture
-def server() -> Iterator[RestServer]:
-    running = RestServer()
-    yield running
-    running.close()
-
-
-def call(server: RestServer | str, *arguments: str) -> Result:
-    url = server if isinstance(server, str) else server.url
-    environment = {"KYBERNATE_SERVER": url, "KYBERNATE_TOKEN": ""}
-    return CliRunner().invoke(program, list(arguments), env=environment)
 
 
 def test_a_finished_checkpoint_prints_its_id_and_its_steps(server: RestServer) -> None:
@@ -131,28 +77,6 @@ def test_a_cancelled_action_is_no_success(server: RestServer) -> None:
     server.accept(RUNNING, msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED))
     result = call(server, "checkpoint", "counter")
     assert (result.exit_code, result.stdout) == (1, "a1  cancelled\n")
-
-
-def test_retries_are_told(server: RestServer) -> None:
-    again = msgspec.structs.replace(RUNNING, attempt=2, earlier_failures=(FAILURE,))
-    server.accept(RUNNING, RUNNING, again, DONE)
-    assert "attempt 2 because: CRIU cannot dump" in call(server, "checkpoint", "counter").stderr
-
-
-def test_a_watch_that_breaks_off_is_taken_up_again(server: RestServer) -> None:
-    server.accept(RUNNING, RUNNING)
-
-    def end_later() -> None:
-        while not any(asked.endswith("/watch") for asked, _, _ in server.asked):
-            time.sleep(0.01)
-        server.accept(RUNNING, DONE)
-
-    ender = threading.Thread(target=end_later)
-    ender.start()
-    result = call(server, "checkpoint", "counter")
-    ender.join()
-    assert result.exit_code == 0
-    assert result.stderr.count("dump") == 1
 
 
 def test_restore_and_delete_send_what_was_asked(server: RestServer) -> None:
@@ -346,95 +270,6 @@ def test_a_described_action_shows_steps_and_every_failure(server: RestServer) ->
     assert described.count("CRIU cannot dump a socket") == 2
     assert "What to do:  close it" in described
     assert call(server, "describe", "action", "none").exit_code == 4
-
-
-def test_cancel_waits_for_the_end(server: RestServer) -> None:
-    cancelled = msgspec.structs.replace(RUNNING, state=ActionState.CANCELLED)
-    server.answer("POST /api/v1/actions/a1/cancel", RUNNING, status=202)
-    server.answer("GET /api/v1/actions/a1/watch", cancelled)
-    assert call(server, "cancel", "a1").stdout == "a1  cancelled\n"
-    server.answer("GET /api/v1/actions/a1/watch", DONE)
-    late = call(server, "cancel", "a1")
-    assert late.exit_code == 1
-    assert "was not cancelled" in late.stderr
-
-
-def waiting(server: RestServer, terminal: int | None = None) -> "subprocess.Popen[str]":
-    """A command in a process of its own that waits for its action, and has begun to."""
-    listening = ("env", "--default-signal=INT")  # a shell's background job hands on that it is deaf
-    command = (sys.executable, "-m", "kybernate.cli", "checkpoint", "counter")
-    process = subprocess.Popen(
-        [*listening, *command, "--server", server.url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if terminal is None else terminal,
-        text=True,
-    )
-    while not any(asked.endswith("/watch") for asked, _, _ in server.asked):
-        assert process.poll() is None
-        time.sleep(0.01)
-    return process
-
-
-def test_an_interrupted_wait_leaves_the_action_alone(server: RestServer) -> None:
-    server.accept(RUNNING, RUNNING)
-    process = waiting(server)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "interrupted; action a1 goes on" in errors
-    assert "kybernate cancel a1" in errors
-    assert not any(asked.endswith("/cancel") for asked, _, _ in server.asked)
-
-
-def test_an_order_that_was_interrupted_names_the_action_that_may_be(
-    server: RestServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cut_short(*_: object) -> Action:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Connection, "order", cut_short)
-    result = call(server, "checkpoint", "counter")
-    assert result.exit_code == 130
-    assert "may have been asked for already" in result.stderr
-    assert "kybernate describe action " in result.stderr
-
-
-def test_an_interrupted_start_ends_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut_short() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(program_module, "program", cut_short)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 130
-
-
-def test_on_a_terminal_there_are_bars(server: RestServer) -> None:
-    total = StepProgress(step="hash", started=1.0, done_bytes=1024, total_bytes=4096)
-    server.accept(RUNNING, msgspec.structs.replace(RUNNING, steps=(*RUNNING.steps, total)))
-    reader, writer = pty.openpty()
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_all, reader)
-        process = waiting(server, terminal=writer)
-        os.close(writer)
-        time.sleep(0.3)  # a bar is drawn ten times a second
-        server.accept(RUNNING, DONE)
-        stdout, _ = process.communicate()
-        shown = reading.result()
-    assert process.returncode == 0
-    assert stdout.startswith(CHECKPOINT)
-    assert "hash" in shown
-    assert "━" in shown
-    assert "250 ms" in shown
-
-
-def read_all(reader: int) -> str:
-    """What a terminal was sent, up to its end, which Linux tells as an error."""
-    parts = []
-    with os.fdopen(reader, "rb", buffering=0) as file, contextlib.suppress(OSError):
-        while part := file.read(65536):
-            parts.append(part)
-    return b"".join(parts).decode()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
