@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from kybernate import tasks
-from kybernate.bus import Bus, BusProblem
+from kybernate.bus import Bus, BusProblem, BusUnavailable
 from kybernate.bus.nats import connect
 from kybernate.store import CheckpointStore
 from node_worker.actors import Means
@@ -118,7 +118,8 @@ async def _serve(stack: contextlib.AsyncExitStack, bus: Bus, means: Means, jobs:
     finally:
         await tasks.end(recovering)
     registration.recovered = True
-    await registration.beat()
+    with contextlib.suppress(BusUnavailable):  # the next heartbeat tells it
+        await registration.beat()
     if means.settings.pods:
         restores = Restores(means)
         await stack.enter_async_context(doorway(means.settings.runtime_state, restores))

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-START_SECONDS = 10.0
-STOP_SECONDS = 5.0
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _LOG_TAIL_BYTES = 2000
 
@@ -75,6 +75,8 @@ class NatsServer:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
+        except TimeoutError:
+            log.warning("nats-server did not end within %g s; killing it", STOP_SECONDS)
         finally:
             await self.kill()
 

@@ -52,6 +52,8 @@ class Call(msgspec.Struct, Generic[Q, A], frozen=True):
     path: str
     request: type[Q]
     answer: type[A]
+    reads: bool = False
+    """It changes nothing, so it can be made again."""
 
 
 class Caller:
@@ -64,15 +66,28 @@ class Caller:
     async def __call__(
         self, call: Call[Q, A], request: Q, *, namespace: str = "", timeout: float
     ) -> A:
+        """What only reads is asked again, once and at once, where the answer was lost: with the
+        connection when containerd restarts, or because containerd reset the stream.
+        """
+        end = time.monotonic() + timeout
+        try:
+            return await self._once(call, request, namespace, end, timeout)
+        except RuntimeUnavailable:
+            if not call.reads:
+                raise
+        return await self._once(call, request, namespace, end, timeout)
+
+    async def _once(
+        self, call: Call[Q, A], request: Q, namespace: str, end: float, timeout: float
+    ) -> A:
         send = self._channel.unary_unary(
             call.path,
             request_serializer=call.request.SerializeToString,
             response_deserializer=call.answer.FromString,
         )
         metadata = ((NAMESPACE_KEY, namespace),) if namespace else ()
-        end = time.monotonic() + timeout
         try:
-            answer: A = await send(request, timeout=timeout, metadata=metadata)
+            answer: A = await send(request, timeout=end - time.monotonic(), metadata=metadata)
         except grpc.aio.AioRpcError as error:
             method = call.path.rpartition("/")[2]
             if _is_deadline(error, left=end - time.monotonic()):

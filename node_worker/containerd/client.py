@@ -33,16 +33,22 @@ Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
 
-def _task(method: str, request: type[Q], answer: type[A]) -> Call[Q, A]:
-    return Call(f"/containerd.services.tasks.v1.Tasks/{method}", request, answer)
+def _task(method: str, request: type[Q], answer: type[A], *, reads: bool = False) -> Call[Q, A]:
+    return Call(f"/containerd.services.tasks.v1.Tasks/{method}", request, answer, reads=reads)
 
 
-def _container(method: str, request: type[Q], answer: type[A]) -> Call[Q, A]:
-    return Call(f"/containerd.services.containers.v1.Containers/{method}", request, answer)
+def _container(
+    method: str, request: type[Q], answer: type[A], *, reads: bool = False
+) -> Call[Q, A]:
+    return Call(
+        f"/containerd.services.containers.v1.Containers/{method}", request, answer, reads=reads
+    )
 
 
-def _snapshot(method: str, request: type[Q], answer: type[A]) -> Call[Q, A]:
-    return Call(f"/containerd.services.snapshots.v1.Snapshots/{method}", request, answer)
+def _snapshot(method: str, request: type[Q], answer: type[A], *, reads: bool = False) -> Call[Q, A]:
+    return Call(
+        f"/containerd.services.snapshots.v1.Snapshots/{method}", request, answer, reads=reads
+    )
 
 
 class Containerd:
@@ -56,6 +62,7 @@ class Containerd:
             "/containerd.services.version.v1.Version/Version",
             Empty,
             catalogue_pb2.VersionResponse,
+            reads=True,
         )
         return (await self._call(call, Empty(), timeout=CALL_TIMEOUT)).version
 
@@ -64,6 +71,7 @@ class Containerd:
             "/containerd.services.namespaces.v1.Namespaces/List",
             Empty,
             catalogue_pb2.ListNamespacesResponse,
+            reads=True,
         )
         answer = await self._call(call, Empty(), timeout=CALL_TIMEOUT)
         return tuple(namespace.name for namespace in answer.namespaces)
@@ -73,6 +81,7 @@ class Containerd:
             "/containerd.services.images.v1.Images/Get",
             catalogue_pb2.GetImageRequest,
             catalogue_pb2.GetImageResponse,
+            reads=True,
         )
         request = catalogue_pb2.GetImageRequest(name=name)
         answer = await self._call(call, request, namespace=namespace, timeout=CALL_TIMEOUT)
@@ -81,13 +90,15 @@ class Containerd:
     # containers
 
     async def container(self, namespace: str, id: str) -> Container:
-        call = _container("Get", containers_pb2.ContainerRequest, containers_pb2.ContainerMessage)
+        call = _container(
+            "Get", containers_pb2.ContainerRequest, containers_pb2.ContainerMessage, reads=True
+        )
         request = containers_pb2.ContainerRequest(id=id)
         answer = await self._call(call, request, namespace=namespace, timeout=CALL_TIMEOUT)
         return convert.container(answer.container)
 
     async def containers(self, namespace: str) -> tuple[Container, ...]:
-        call = _container("List", Empty, containers_pb2.ListContainersResponse)
+        call = _container("List", Empty, containers_pb2.ListContainersResponse, reads=True)
         answer = await self._call(call, Empty(), namespace=namespace, timeout=CALL_TIMEOUT)
         return tuple(convert.container(message) for message in answer.containers)
 
@@ -117,12 +128,12 @@ class Containerd:
     # tasks
 
     async def task(self, namespace: str, id: str) -> Task:
-        call = _task("Get", tasks_pb2.TaskRequest, tasks_pb2.GetResponse)
+        call = _task("Get", tasks_pb2.TaskRequest, tasks_pb2.GetResponse, reads=True)
         answer = await self._on_task(call, namespace, id)
         return convert.task(answer.process)
 
     async def pids(self, namespace: str, id: str) -> tuple[int, ...]:
-        call = _task("ListPids", tasks_pb2.TaskRequest, tasks_pb2.ListPidsResponse)
+        call = _task("ListPids", tasks_pb2.TaskRequest, tasks_pb2.ListPidsResponse, reads=True)
         answer = await self._on_task(call, namespace, id)
         return tuple(process.pid for process in answer.processes)
 
@@ -208,13 +219,17 @@ class Containerd:
     # snapshots
 
     async def snapshot(self, namespace: str, snapshotter: str, key: str) -> Snapshot:
-        call = _snapshot("Stat", snapshots_pb2.SnapshotRequest, snapshots_pb2.StatSnapshotResponse)
+        call = _snapshot(
+            "Stat", snapshots_pb2.SnapshotRequest, snapshots_pb2.StatSnapshotResponse, reads=True
+        )
         request = snapshots_pb2.SnapshotRequest(snapshotter=snapshotter, key=key)
         answer = await self._call(call, request, namespace=namespace, timeout=CALL_TIMEOUT)
         return convert.snapshot(answer.info)
 
     async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
-        call = _snapshot("Mounts", snapshots_pb2.SnapshotRequest, snapshots_pb2.MountsResponse)
+        call = _snapshot(
+            "Mounts", snapshots_pb2.SnapshotRequest, snapshots_pb2.MountsResponse, reads=True
+        )
         request = snapshots_pb2.SnapshotRequest(snapshotter=snapshotter, key=key)
         answer = await self._call(call, request, namespace=namespace, timeout=CALL_TIMEOUT)
         return convert.mounts(answer.mounts)

@@ -59,7 +59,19 @@ async def until(wanted: Callable[[], bool]) -> None:
 
 def pages_are_written(house: House) -> bool:
     staged = Path(house.store.root, ".aside").glob("*/containers/*/images/pages-*.img")
-    return any(path.stat().st_size > 20 << 20 for path in staged)
+    return any(path.stat().st_size > 1 << 20 for path in staged)
+
+
+async def criu_restores(house: House) -> None:
+    """Until it has begun, which its log tells sooner than a look at all processes does; a restore
+    that is over before anybody has looked has cleared it away.
+    """
+    work = house.settings.state / "work"
+    async with asyncio.timeout(60):
+        while not list(work.glob("*/restore.log")):
+            if await house.status() is TaskStatus.RUNNING:
+                return
+            await asyncio.sleep(0.002)
 
 
 def criu(house: House) -> tuple[int, ...]:
@@ -147,7 +159,7 @@ async def test_dies_in_the_middle_of_a_restore(house: House, who: str, late: flo
     await house.workers.start(Fate())
     restore = RestoreOrder(checkpoint=order.checkpoint, part=TARGET.container, target=TARGET)
     job = await house.publish(restore)
-    await until(lambda: bool(criu(house)))
+    await criu_restores(house)
     await asyncio.sleep(late)
     await TROUBLE[who][0](house)
     event = await house.last_event(job)

@@ -1,6 +1,7 @@
 """A real node whose workers die: NATS, containerd, a container that counts, what tests ask."""
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 import time
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from kybernate.bus import Bus, BusSettings
+from kybernate.bus import Bus, BusSettings, BusUnavailable
 from kybernate.bus.nats import connect as connect_bus
 from kybernate.embedded.containerd import PrivateContainerd, private_containerd
 from kybernate.embedded.nats_server import nats_server
@@ -63,8 +64,16 @@ class House:
         job = Job(
             action=str(uuid.uuid4()), attempt=1, node=NODE, order=order, deadline=time.time() + 60
         )
-        await self.bus.publish(job_subject(NODE, verb(order)), job, dedupe=job.id)
+        async with asyncio.timeout(END_SECONDS):
+            while not await self._has_published(job):
+                pass
         return job
+
+    async def _has_published(self, job: Job) -> bool:
+        with contextlib.suppress(BusUnavailable):  # a starved machine's NATS does not answer in 5 s
+            await self.bus.publish(job_subject(NODE, verb(job.order)), job, dedupe=job.id)
+            return True
+        return False
 
     async def dies(self, order: Order, fate: Fate) -> JobEvent:
         """The worker dies as it is told while it does the order; what the next one reports."""
@@ -99,16 +108,22 @@ class House:
             raise AssertionError(f"no end of {left}:\n{stands}\n{daemon}") from None
 
     async def _last_of(self, left: set[str]) -> JobEvent:
-        queue = self.bus.events()
         while True:
-            for delivery in await queue.fetch(100, wait=1.0):
-                await delivery.ack()
-                event = decode(delivery.data, JobEvent)
+            for event in await self._events():
                 if event.action in left and event.kind in TERMINAL_EVENTS:
                     left.discard(event.action)
                     if not left:
                         return event
                     assert event.kind is EventKind.COMPLETED, event.failure
+
+    async def _events(self) -> list[JobEvent]:
+        """Those of a moment; what was not acknowledged comes again."""
+        events: list[JobEvent] = []
+        with contextlib.suppress(BusUnavailable):  # a starved machine's NATS does not answer in 5 s
+            for delivery in await self.bus.events().fetch(100, wait=1.0):
+                events.append(decode(delivery.data, JobEvent))
+                await delivery.ack()
+        return events
 
     # the container
 

@@ -2,7 +2,8 @@
 
 `python -m tests.support.crashing_worker NODE STATE CONTAINERD NATS DRIVER ARGUMENT` imports all
 once and then forks a worker for every line that it reads: where the worker shall fail, and where it
-shall kill itself. For each it prints the pid, then how it ended. It ends at the end of its input.
+shall kill itself. For each it prints the pid, then how it ended. It ends at the end of its input,
+and so does the worker that runs then.
 DRIVER and ARGUMENT are those of the GPUs; an empty DRIVER stands for a node without any.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import os
+import select
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -114,7 +116,16 @@ def main() -> None:
     for line in sys.stdin:
         pid = _fork(settings, msgspec.json.decode(line, type=Fate))
         print(pid, flush=True)  # noqa: T201 - the answer
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201
+        print(_end_of(pid), flush=True)  # noqa: T201
+
+
+def _end_of(worker: int) -> int:
+    """How it has ended. While one runs nothing is asked for, so input means its end."""
+    ending = os.pidfd_open(worker)
+    if ending not in select.select([ending, sys.stdin], [], [])[0]:
+        os.kill(worker, signal.SIGKILL)
+    os.close(ending)
+    return os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
 
 
 class CrashingWorkers:
@@ -152,12 +163,14 @@ class CrashingWorkers:
 
     async def _ended(self, how: int) -> None:
         """It has ended like this: with that exit status, or by that signal (below 0)."""
-        try:
-            async with asyncio.timeout(END_SECONDS):
-                status = await self._number()
-        except TimeoutError:
-            raise AssertionError(f"no end:\n{await self.where_it_stands()}") from None
+        late = ""
+        ending = asyncio.ensure_future(self._number())
+        if not (await asyncio.wait({ending}, timeout=END_SECONDS))[0]:
+            late = await self.where_it_stands()
+            self.kill()
+        status = await ending
         self._pid = 0
+        assert not late, f"it did not end:\n{late}"
         assert status == how, self._last_words()
 
     def _last_words(self) -> str:
@@ -165,9 +178,6 @@ class CrashingWorkers:
         return "\n".join(lines[-LAST_LINES:])
 
     async def close(self) -> None:
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):  # it has ended just now
-                os.kill(self._pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         async with asyncio.timeout(END_SECONDS):
