@@ -132,6 +132,8 @@ class Records:
             return
         if kept is None or row.revision > kept.revision:
             self._keep(row)
+        elif kept is not row and kept == row and row.key in self._ended:
+            self._ended[row.key] = row  # the one that the table keeps: no second copy of it
 
     def _keep(self, row: Row[Action]) -> Row[Action]:
         if row.value.ended:

@@ -7,15 +7,14 @@ one whose instance name sorts first stays.
 
 import asyncio
 import contextlib
-import fcntl
-import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from kybernate import tasks
 from kybernate.bus import Bus, BusUnavailable
+from kybernate.lock import Locked, locked
 from schemas.base import Undecodable, decode
 from schemas.messages import Claim
 from schemas.names import claim_subject
@@ -30,19 +29,14 @@ class NodeTaken(Exception):
 @contextmanager
 def alone_in(lock: Path) -> Iterator[None]:
     """Hold the state folder's lock; NodeTaken while another worker does."""
-    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock.open("a+") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            stack.enter_context(locked(lock))
+        except Locked as holder:
             raise NodeTaken(
-                f"worker process {file.read() or '(unknown)'} uses {lock.parent} already; "
+                f"worker process {holder} uses {lock.parent} already; "
                 "stop it, or choose another folder (--state)"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            ) from holder
         yield
 
 

@@ -39,7 +39,7 @@ def in_words(error: BaseException) -> Stop | None:
     told = list(_leaves(error))
     for kinds, stop in ((REFUSED, Refused), (UNREACHABLE, Unreachable), (FAILED, Failed)):
         if told and all(isinstance(each, kinds) for each in told):
-            return stop(str(told[0]), _advice(told[0]))
+            return stop(_said(told[0]), _advice(told[0]))
     return None
 
 
@@ -50,6 +50,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(each)
     else:
         yield error
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _advice(error: BaseException) -> str:

@@ -7,9 +7,7 @@ folder survives: checkpoints, the ledger, the streams and buckets.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from kybernate.bus.nats import connect
 from kybernate.embedded.containerd import PrivateContainerd, private_containerd
 from kybernate.embedded.nats_server import nats_server
 from kybernate.embedded.stack import find_stack
+from kybernate.lock import Locked, locked
 from node_worker import app as worker_app
 from node_worker.gpu.helper import CUDA_DRIVER
 from node_worker.settings import DEFAULT_RUNTIME_STATE, WorkerSettings
@@ -71,7 +70,6 @@ async def run(settings: HostSettings) -> None:
 async def all_in_one(settings: HostSettings) -> AsyncIterator[Host]:
     """Everything, once the worker takes jobs."""
     folder = settings.folder
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_alone(folder))
         nats = await stack.enter_async_context(nats_server(folder / "nats"))
@@ -129,16 +127,12 @@ async def _worker(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with (folder / "up.lock").open("a+") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
+            stack.enter_context(locked(folder / "up.lock"))
+        except Locked as holder:
             raise AlreadyUp(
-                f"process {lock.read() or 'unknown'} runs in {folder} already; "
+                f"process {holder} runs in {folder} already; "
                 "stop it, or choose another folder with --state"
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            ) from holder
         yield
