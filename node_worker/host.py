@@ -38,7 +38,8 @@ def check_fits(then: HostFacts, now: HostFacts) -> None:
     if then.architecture != now.architecture:
         raise Refused(
             reasons.HOST_MISFIT,
-            f"the checkpoint is of a {then.architecture} node, this one is {now.architecture}",
+            f"the checkpoint is of a node with {then.architecture}, "
+            f"this one has {now.architecture}",
             advice="Restore on a node of the same architecture.",
         )
     if missing := sorted(set(then.cpu_flags) - set(now.cpu_flags)):

@@ -255,10 +255,13 @@ class Checkpoints:
         fields = edited(of.spec, row.value.order)
         told = followed(of, row.value, self._means.clock())
         if fields:
-            told = msgspec.structs.replace(
-                told, conditions=_conditions(of, self._means.clock()).edited(fields)
+            changed = _conditions(of, self._means.clock()).edited(
+                f"{fields} was changed after creation, which has no effect; change it back, or "
+                "make a new resource"
             )
-            await self._means.tell(of, conditions.SPEC_CHANGED, fields, warning=True)
+            told = msgspec.structs.replace(told, conditions=changed)
+            words = changed[-1].message
+            await self._means.tell(of, conditions.SPEC_CHANGED, words, warning=True)
         generation = of.metadata.generation
         await self._show(of, msgspec.structs.replace(told, observed_generation=generation))
         return None

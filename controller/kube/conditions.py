@@ -84,12 +84,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
             self._one(STALLED, "True", refusal.reason, refusal.message),
         )
 
-    def edited(self, fields: str) -> tuple[Condition, ...]:
+    def edited(self, message: str) -> tuple[Condition, ...]:
         """As before, and stalled: what was asked for does not change any more."""
-        message = (
-            f"{fields} was changed after creation, which has no effect; "
-            "change it back, or make a new resource"
-        )
         kept = tuple(one for one in self.before if one.type != STALLED)
         return (*kept, self._one(STALLED, "True", SPEC_CHANGED, message))
 

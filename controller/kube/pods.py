@@ -121,7 +121,7 @@ def _part(pod: str, name: str, status: Json) -> Part | Refusal:
         return _refuse(POD_NOT_RUNNING, f"container {name} of pod {pod} does not run; wait for it")
     scheme, _, identifier = found.get("containerID", "").partition("://")
     if scheme != SCHEME:
-        words = f"pod {pod} runs in {scheme}; only containerd is supported"
+        words = f"pod {pod} runs in {scheme}; checkpoint pods of nodes with containerd"
         return _refuse(RUNTIME_UNSUPPORTED, words)
     return Part(name=name, target=Target(namespace=NAMESPACE, container=identifier))
 
@@ -294,7 +294,10 @@ def _unsupported(name: str, spec: Json, container: str | None) -> Refusal | None
         words = f"pod {name} has no container {container}; it has {', '.join(containers)}"
         return _refuse(CONTAINER_NOT_FOUND, words)
     if shared := [field for field in SHARED if spec.get(field)]:
-        words = f"pod {name} uses {', '.join(shared)}, with which it cannot be checkpointed"
+        words = (
+            f"pod {name} uses {', '.join(shared)}, with which it cannot be checkpointed; leave "
+            "that out of its spec"
+        )
         return _refuse(POD_UNSUPPORTED, words)
     if volumes := [one["name"] for one in spec.get("volumes") or () if _is_of_huge_pages(one)]:
         words = (

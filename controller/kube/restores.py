@@ -277,7 +277,10 @@ class Restores:
             await self._means.kube.delete(PODS, at.namespace, name, uid=uid)
         if at.generation == status.observed_generation:
             return
-        told = _conditions(of, self._means.clock()).edited("spec")
+        told = _conditions(of, self._means.clock()).edited(
+            "the spec was changed after the restore had begun, which has no effect; make a new "
+            "resource"
+        )
         await self._means.tell(of, conditions.SPEC_CHANGED, told[-1].message, warning=True)
         edited = msgspec.structs.replace(status, conditions=told, observed_generation=at.generation)
         await self._show(of, edited)

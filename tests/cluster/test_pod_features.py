@@ -251,6 +251,21 @@ def of_another_user(pods: Resources, *, hardened: bool) -> dict[str, Any]:
     return pod
 
 
+async def test_a_damaged_checkpoint_is_told_and_leaves_no_pod(pods: Resources) -> None:
+    first = await pods.apply(bare(pods))
+    await pods.counted(first)
+    checkpoint = await pods.checkpoint(first)
+    pages = next((pods.services.checkpoints / checkpoint).glob("containers/*/images/pages-*"))
+    raw = bytearray(pages.read_bytes())
+    raw[100] ^= 1
+    pages.write_bytes(raw)
+
+    told = await pods.not_restored(checkpoint)
+
+    assert told["reason"] == "PodFailed"
+    assert "CheckpointDamaged" in told["message"]
+
+
 async def said(pods: Resources, pod: str, script: str) -> str:
     return await pods.cluster.kubectl("exec", pod, "--", "sh", "-c", script)
 

@@ -142,7 +142,9 @@ async def test_an_edited_resource_does_nothing_again_and_says_so(place: World) -
 
         told = await place.once(CHECKPOINTS, "first", _stalled)
         assert condition(told["status"], "Stalled")["reason"] == "SpecChanged"
-        assert "spec.leaveRunning" in condition(told["status"], "Stalled")["message"]
+        message = condition(told["status"], "Stalled")["message"]
+        assert "spec.leaveRunning" in message
+        assert (await place.events("first"))["SpecChanged"] == message
         assert len(place.worker.done) == 1
         assert await place.kube.get(PODS, place.namespace, "counter")
 

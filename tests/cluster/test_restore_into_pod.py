@@ -1,6 +1,7 @@
 """A pod that kubelet makes goes on where another one was, asked for by its annotation alone."""
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -137,7 +138,7 @@ async def test_what_a_pod_must_not_resume_from_is_refused_in_words(
         shutil.rmtree(outside.parent)
 
 
-async def test_a_checkpoint_that_does_not_belong_or_is_not_whole_is_refused(
+async def test_a_checkpoint_that_does_not_belong_or_does_not_fit_is_refused(
     pods: Pods, checkpoint: Path, services: NodeServices
 ) -> None:
     renamed = checkpoint.with_name("b1b2c3d4-4d2c-4d5e-9f86-1a7c2f0f3c11")
@@ -150,14 +151,23 @@ async def test_a_checkpoint_that_does_not_belong_or_is_not_whole_is_refused(
     raw = bytearray(pages.read_bytes())
     raw[100] ^= 1
     pages.write_bytes(raw)
+    foreign = checkpoint.with_name("foreign") / checkpoint.name
+    shutil.copytree(checkpoint, foreign)
+    manifest = json.loads((foreign / "manifest.json").read_bytes())
+    manifest["host"]["architecture"] = "aarch64"
+    (foreign / "manifest.json").write_text(json.dumps(manifest))
     try:
         await _all_refused(
             pods,
-            {renamed.name: "CheckpointDamaged", str(damaged): "CheckpointDamaged"},
+            {
+                renamed.name: "CheckpointDamaged",
+                str(damaged): "CheckpointDamaged",
+                str(foreign): "of a node with aarch64, this one has",
+            },
         )
         assert (await pods.counted(await pods.make(elsewhere)))[0] > 1
     finally:
-        for folder in (renamed, elsewhere.parent, damaged.parent):
+        for folder in (renamed, elsewhere.parent, damaged.parent, foreign.parent):
             shutil.rmtree(folder)
 
 

@@ -154,8 +154,10 @@ async def test_what_was_deleted_while_no_controller_ran_is_cleaned_up_by_the_nex
         await place.checkpoint("second", podName="counter", leaveRunning=True)
         kept = (await place.in_phase(CHECKPOINTS, "second", "Completed"))["checkpointRef"]
         await place.restore("back", checkpointRef="second")
-        name = (await place.in_phase(RESTORES, "back", "Restoring"))["restoredPodName"]
-        await place.once(PODS, name, bool)
+        made = await place.once(
+            RESTORES, "back", lambda one: "restoredPodUID" in one.get("status", {})
+        )
+        name = made["status"]["restoredPodName"]
     for resource, gone in ((CHECKPOINTS, "first"), (PODS, name)):
         found = await place.kube.get(resource, place.namespace, gone)
         assert found is not None

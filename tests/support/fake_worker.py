@@ -91,6 +91,8 @@ class FakeWorker:
         self._fails = fails
         self._repeats = repeats
         self._terminal: dict[str, JobEvent] = {}
+        self.ready = True
+        """Whether its node takes jobs, as it says."""
         self._cancelled: set[str] = set()
         self.done: list[str] = []
         """Jobs that were really worked on, in order."""
@@ -128,7 +130,9 @@ class FakeWorker:
         table = self._bus.table(NODES_BUCKET, Inventory)
         while True:
             with suppress(BusProblem):
-                await table.put(node_key(self._node), inventory(self._node, "counter"))
+                await table.put(
+                    node_key(self._node), inventory(self._node, "counter", ready=self.ready)
+                )
             await asyncio.sleep(0.5)
 
     async def _hear_cancels(self) -> None:

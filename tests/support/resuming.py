@@ -103,7 +103,14 @@ class Resources(Pods):
         """Why it is not checkpointed; it runs on."""
         status = await self._asked("KybernateCheckpoint", pod, "Failed", podName=pod)
         await self.cluster.wait_for(pod)
-        return str(next(one for one in status["conditions"] if one["type"] == "Stalled")["message"])
+        return stalled(status)["message"]
+
+    async def not_restored(self, checkpoint: str) -> dict[str, str]:
+        """The condition that says why not; its pod is gone then."""
+        name = f"test-{secrets.token_hex(4)}"
+        status = await self._asked("KybernateRestore", name, "Failed", checkpointRef=checkpoint)
+        await self.cluster.wait_gone(str(status["restoredPodName"]))
+        return stalled(status)
 
     async def all_gone(self) -> None:
         await super().all_gone()
@@ -126,3 +133,8 @@ class Resources(Pods):
         await until(has_ended, timeout=TIMEOUT)
         assert status["phase"] == phase, status
         return status
+
+
+def stalled(status: Any) -> dict[str, str]:
+    """The condition that says why nothing more happens."""
+    return next(one for one in status["conditions"] if one["type"] == "Stalled")
