@@ -3,6 +3,7 @@
 A field that is not known is refused: a misspelt `leave_running` must not stop a container.
 """
 
+import re
 from typing import Annotated
 
 from msgspec import Meta
@@ -67,9 +68,13 @@ class Problem(Record, frozen=True, kw_only=True):
     advice: str = ""
 
 
+_FIELD = re.compile(r"\A(.*) - at `\$\.([\w.]+)`\Z")
+"""Where msgspec says that it is; a reader looks for that first."""
+
+
 def misfit(error: Exception) -> str:
     """What does not fit in a request, with words where msgspec shows a pattern."""
     told = str(error)
     for pattern, words in PATTERNS_IN_WORDS.items():
         told = told.replace(f"`str` matching regex {pattern!r}", words)
-    return told
+    return _FIELD.sub(r"\2: \1", told)

@@ -45,6 +45,7 @@ from tests.support.mounts import mounted
 from tests.support.node import NODE, Node
 
 MIB = 1024 * 1024
+ACK_WAIT = 3.0
 DISK = 160 * MIB
 """Small, and yet more than is asked for beside the memory of a container."""
 HOLDER = Workload(args=("-c", f"""
@@ -134,7 +135,7 @@ async def house() -> AsyncIterator[House]:
         nats = await stack.enter_async_context(nats_server(folder / "nats"))
         daemon = await stack.enter_async_context(private_containerd(find_stack(), folder / "c"))
         runtime = await stack.enter_async_context(connect(daemon.socket))
-        settings = BusSettings(servers=(nats.url,))
+        settings = BusSettings(servers=(nats.url,), ack_wait=ACK_WAIT)
         buses = [
             await stack.enter_async_context(connect_bus(settings, name=name))
             for name in ("controller", "worker", "test")
@@ -256,6 +257,7 @@ async def ready(house: House) -> None:
 
 
 async def test_nats_is_away_while_a_job_is_done(house: House) -> None:
+    """So long that it hands out the job again, which must not be done again."""
     node = house.node
     async with counting(node, "counter") as running:
         sprung = house.trap("dump", lambda: house.signal_containerd(signal.SIGSTOP))
@@ -264,7 +266,7 @@ async def test_nats_is_away_while_a_job_is_done(house: House) -> None:
         await house.nats.stop()
         house.signal_containerd(signal.SIGCONT)
         await durable(house, action.id)
-        await asyncio.sleep(3)
+        await asyncio.sleep(2 * ACK_WAIT)  # as a minute is to the usual half of one
         await house.nats.start()
         ended = await node.client.ended(action.id)
         assert ended.state is ActionState.COMPLETED, ended.failure

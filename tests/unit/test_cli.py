@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 
 import msgspec
 import pytest
@@ -331,8 +332,8 @@ def test_a_token_may_hold_any_sign(server: RestServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("restore", "the last one"), "an id as `kybernate get checkpoints` shows it"),
-        (("checkpoint", "../x"), "a name of letters, digits"),
+        (("restore", "the last one"), "checkpoint: Expected an id as `kybernate get checkpoints`"),
+        (("checkpoint", "../x"), "container: Expected a name of letters, digits"),
     ],
 )
 def test_what_does_not_fit_is_told_in_words(arguments: tuple[str, ...], told: str) -> None:
@@ -340,3 +341,10 @@ def test_what_does_not_fit_is_told_in_words(arguments: tuple[str, ...], told: st
     assert result.exit_code == 2
     assert told in result.stderr
     assert "regex" not in result.stderr
+    assert "$." not in result.stderr
+
+
+def test_both_names_are_the_same_program() -> None:
+    names = entry_points(group="console_scripts", name="kybernate")
+    others = entry_points(group="console_scripts", name="kybernate-ctl")
+    assert {one.value for one in names} == {one.value for one in others} == {"kybernate.cli:main"}
