@@ -186,7 +186,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(CHANGES)
 def test_any_sequence_of_changes_comes_back(changes: list[tuple[str, str, str, int]]) -> None:
     with temporary_layers() as layers:

@@ -276,7 +276,7 @@ class Fate:
                 raise Killed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans(), draws=st.lists(st.integers(0, 7), max_size=40))
 def test_ends_all_done_or_all_undone_however_often_it_dies(plan: Plan, draws: list[int]) -> None:
     effects: list[str] = []

@@ -209,7 +209,7 @@ async def test_processes_without_cuda_or_gone_need_no_release() -> None:
     await group.release_all(ScriptedGpu([]), [1, 2])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     count=st.integers(1, 4),
     problems=st.dictionaries(st.integers(0, 14), st.sampled_from(PROBLEMS), max_size=4),
@@ -234,7 +234,7 @@ def test_whatever_fails_nobody_ends_locked(
     assert set(gpu.states.values()) == {GpuState.RUNNING}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     states=st.dictionaries(st.integers(1, 5), st.sampled_from(GpuState), min_size=1),
     problems=st.dictionaries(st.integers(0, 20), st.sampled_from(PROBLEMS)),

@@ -1,0 +1,3 @@
+"""Hypothesis is told which examples to try before any test names it."""
+
+import tests.support.examples  # noqa: F401 - its import is what counts
