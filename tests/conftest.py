@@ -16,7 +16,10 @@ from kybernate.embedded.nats_server import NatsServer, nats_server
 from kybernate.embedded.stack import find_stack
 from kybernate.embedded.workload import Workloads
 from node_worker.containerd.client import Containerd, connect
-from tests.support.node import Node, whole_node
+
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.node import Node, whole_node  # noqa: E402 - their assertions are to say more
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ class Counting:
 
     def stand(self) -> None:
         """It has to go on from here, with the same data."""
-        self.skip()
-        self._stood = counted(self._running.lines())
+        lines = self._running.lines()
+        self._stood, self._since = counted(lines), len(lines)
 
     def skip(self) -> None:
         """What it has written up to now is forgotten: it comes back from where it stood before."""
@@ -39,7 +39,8 @@ class Counting:
         lines = await self._running.wait_for(
             lambda lines: len(counted(lines[self._since :]).tokens) > told + 1, timeout=PATIENCE
         )
-        assert not problem_with(self._stood, counted(lines[self._since :]))
+        problem = problem_with(self._stood, counted(lines[self._since :]))
+        assert not problem, f"{problem}: {self._stood}, then {lines[self._since :]}"
 
 
 class GpuHouse:
