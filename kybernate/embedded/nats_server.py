@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import shutil
+import socket
 import sysconfig
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
@@ -35,6 +36,7 @@ class NatsServer:
         self._port = port
         self._config = config
         self._process: Process | None = None
+        self._place_holder: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -47,6 +49,7 @@ class NatsServer:
 
     async def start(self) -> None:
         self._write_config()  # in no thread: that would write on in a folder that goes meanwhile
+        self.give_port_back()
         self._process = await asyncio.create_subprocess_exec(
             *self._command(),
             stdin=DEVNULL,
@@ -87,6 +90,21 @@ class NatsServer:
             self._process.kill()
         await self._process.wait()
         self._process = None
+        self._keep_port()
+
+    def give_port_back(self) -> None:
+        if self._place_holder is not None:
+            self._place_holder.close()
+            self._place_holder = None
+
+    def _keep_port(self) -> None:
+        """Nobody's outgoing connection gets it while the server is away, not even one to it."""
+        if self._port is None:
+            return
+        with suppress(OSError):  # then it has to be there when it is wanted again
+            self._place_holder = place_holder = socket.socket()
+            place_holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place_holder.bind((self._host, self._port))
 
     def _write_config(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -150,8 +168,9 @@ async def nats_server(
     of NATS's own configuration language: TLS, users, limits.
     """
     server = NatsServer(folder, host=host, port=port, config=config)
-    await server.start()
     try:
+        await server.start()
         yield server
     finally:
         await server.stop()
+        server.give_port_back()
