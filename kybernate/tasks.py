@@ -15,6 +15,7 @@ U = TypeVar("U")
 log = logging.getLogger(__name__)
 
 _SPREAD = 0.25
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def jittered(seconds: float) -> float:
@@ -80,17 +81,16 @@ def _log_failure(name: str, error: Exception, failures: int, wait: float) -> Non
 
 
 @contextmanager
-def signals(*wanted: signal.Signals) -> "Iterator[asyncio.Future[signal.Signals]]":
-    """The first of the signals (default: SIGINT and SIGTERM) that arrives while the block runs."""
+def _signals() -> "Iterator[asyncio.Future[signal.Signals]]":
+    """The first SIGINT or SIGTERM that arrives while the block runs."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Future[signal.Signals] = loop.create_future()
-    numbers = wanted or (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
+    for number in _ENDING:
         loop.add_signal_handler(number, _arrive, arrived, number)
     try:
         yield arrived
     finally:
-        for number in numbers:
+        for number in _ENDING:
             loop.remove_signal_handler(number)
 
 
@@ -99,15 +99,9 @@ def _arrive(arrived: "asyncio.Future[signal.Signals]", number: signal.Signals) -
         arrived.set_result(number)
 
 
-async def until_signalled(*wanted: signal.Signals) -> signal.Signals:
-    """The first of the signals (default: SIGINT and SIGTERM) that arrives."""
-    with signals(*wanted) as arrived:
-        return await arrived
-
-
 async def run_until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run `work` until it ends or SIGINT or SIGTERM arrives; then it is cancelled and awaited."""
-    with signals() as arrived:
+    with _signals() as arrived:
         task = asyncio.create_task(work)
         try:
             either: set[asyncio.Future[Any]] = {task, arrived}

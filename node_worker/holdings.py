@@ -64,8 +64,11 @@ class Holdings:
     async def _correct(self, row: Row[CatalogueEntry], problem: str) -> None:
         if row.value.problem == problem:
             return
+        if problem:
+            log.warning("checkpoint %s is missing: %s", row.key, problem)
+        else:
+            log.info("checkpoint %s is there again", row.key)
         state = CheckpointState.MISSING if problem else CheckpointState.READY
-        log.warning("checkpoint %s is %s%s", row.key, state, problem and f": {problem}")
         entry = msgspec.structs.replace(
             row.value, state=state, problem=problem, updated=time.time()
         )
@@ -79,8 +82,8 @@ class Holdings:
             return "" if asleep else "its container does not wait in the node's memory any more"
         try:
             self._means.store.folder(facts.id)
-        except NoSuchCheckpoint as error:
-            return str(error)
+        except NoSuchCheckpoint:
+            return f"no folder with its manifest is in {self._means.store.root} any more"
         return ""
 
     def _on_disk(self) -> list[CheckpointFacts]:
