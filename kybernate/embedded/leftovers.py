@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 MARK = "KYBERNATE_CONTAINERD"
-END_TIMEOUT = 10.0
+END_TIMEOUT = 60.0
 CGROUPS = Path("/sys/fs/cgroup")
 
 

@@ -148,7 +148,7 @@ async def test_listeners_and_hints_come_back_with_the_connection(place: Place) -
         await place.down()
         await place.up()
         hearing = asyncio.ensure_future(anext(heard))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not hearing.done():
                 if bus.connected:
                     await bus.tell(cancel_subject(NODE), Cancel(action="a"))

@@ -182,7 +182,7 @@ async def test_the_driver_waits_for_a_process_that_stands_still(
     other = tmp_path / "other"
     other.mkdir()
 
-    impatient = msgspec.structs.replace(world.settings(call_timeout=2.0), state=other)
+    impatient = msgspec.structs.replace(world.settings(call_timeout=4.0), state=other)
     async with open_gpu(impatient) as gpu:
         with pytest.raises(GpuHung):
             await gpu.state(work.pid)

@@ -265,7 +265,7 @@ async def test_credentials_taken_away_and_given_back_are_used_again(folder: Path
                 await asyncio.sleep(1)
                 assert not bus.connected
             await server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not bus.connected:  # noqa: ASYNC110 - as a program would look
                     await asyncio.sleep(0.05)
 

@@ -254,7 +254,7 @@ async def test_two_checkpoints_of_one_container_at_once(node: Node) -> None:
 
 async def test_a_deadline_that_passes_during_the_dump(node: Node) -> None:
     async with counting(node, "late") as running:
-        request = msgspec.structs.replace(checkpoint_of(running), timeout=3.0)
+        request = msgspec.structs.replace(checkpoint_of(running), timeout=8.0)
         action = await node.client.request(request)
         await until(lambda: bool(list(node.checkpoints.glob(f"*/{action.id}/containers/*/images"))))
         with containerd_stands_still(node):

@@ -103,6 +103,6 @@ async def fetch_all(bus: Bus, count: int) -> list[str]:
 
 
 async def until_connected(bus: Bus) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not bus.connected:  # noqa: ASYNC110 - as a program would look
             await asyncio.sleep(0.05)

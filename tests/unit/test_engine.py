@@ -376,7 +376,7 @@ async def test_a_wish_to_cancel_is_told_to_the_node_again_and_again(
         clock.now += 5
         await one.engine.do_what_is_due()
         for _ in range(2):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert decode(await anext(aiter(told)), Cancel).action == started.id
 
 

@@ -26,7 +26,7 @@ async def world(tmp_path: Path) -> AsyncIterator[SimulatedWorld]:
 
 async def test_a_call_that_hangs_costs_the_helper_its_life(world: SimulatedWorld) -> None:
     work = await world.workload()
-    await world.gpu.lock(work.pid, 5)
+    await world.gpu.lock(work.pid, 30)
     hung = world.gpu.helper_pid
     assert hung
     world.gpus.fault("checkpoint", work.pid, HANG)
@@ -42,7 +42,7 @@ async def test_a_call_that_hangs_costs_the_helper_its_life(world: SimulatedWorld
 async def test_other_calls_go_on_with_the_next_helper(world: SimulatedWorld) -> None:
     stuck, fine = await world.workload(), await world.workload()
     for work in (stuck, fine):
-        await world.gpu.lock(work.pid, 5)
+        await world.gpu.lock(work.pid, 30)
     world.gpus.fault("checkpoint", stuck.pid, HANG)
     world.gpus.fault("checkpoint-after", fine.pid, Fault(kind="slow", seconds=1.5))
 
@@ -62,7 +62,7 @@ async def test_a_helper_that_dies_in_a_call_is_replaced(world: SimulatedWorld) -
     work = await world.workload()
     world.gpus.fault("lock-after", work.pid, Fault(kind="die"))
 
-    await world.gpu.lock(work.pid, 5)
+    await world.gpu.lock(work.pid, 30)
 
     assert await world.gpu.state(work.pid) is GpuState.LOCKED
     assert world.gpus.calls() == [f"lock {work.pid}"]
@@ -83,7 +83,7 @@ async def test_an_error_code_reaches_the_caller(world: SimulatedWorld) -> None:
     world.gpus.fault("lock", work.pid, Fault(kind="error", code="CUDA_ERROR_UNKNOWN"))
 
     with pytest.raises(GpuFailed, match="CUDA_ERROR_UNKNOWN") as caught:
-        await world.gpu.lock(work.pid, 5)
+        await world.gpu.lock(work.pid, 30)
 
     assert caught.value.code == "CUDA_ERROR_UNKNOWN"
 
@@ -92,7 +92,7 @@ async def test_a_cancelled_call_keeps_its_process_busy_until_it_is_back(
     world: SimulatedWorld,
 ) -> None:
     work = await world.workload()
-    await world.gpu.lock(work.pid, 5)
+    await world.gpu.lock(work.pid, 30)
     world.gpus.fault("checkpoint", work.pid, Fault(kind="slow", seconds=0.5))
     moving = asyncio.create_task(world.gpu.checkpoint(work.pid))
     await until(lambda: f"checkpoint {work.pid}" in world.gpus.calls(), "the call is under way")
@@ -132,6 +132,7 @@ async def test_the_next_helper_waits_until_the_last_is_gone(world: SimulatedWorl
 async def test_the_helper_ends_with_its_worker(tmp_path: Path) -> None:
     async with opened(SimulatedWorld, tmp_path) as world:
         work = await world.workload()
+        await world.gpu.facts()  # so that there is a helper
         world.gpus.fault("lock", work.pid, HANG)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -154,7 +155,7 @@ async def test_a_machine_without_gpus_needs_no_helper(world: SimulatedWorld) -> 
 async def test_who_does_not_wait_for_the_inventory_leaves_it_to_the_next(
     world: SimulatedWorld,
 ) -> None:
-    world.gpus.fault("facts", None, Fault(kind="slow", seconds=0.5))
+    world.gpus.fault("facts", None, Fault(kind="slow", seconds=2.0))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await world.gpu.facts()
@@ -165,7 +166,7 @@ async def test_who_does_not_wait_for_the_inventory_leaves_it_to_the_next(
 async def test_an_inventory_that_hangs_is_asked_for_again(world: SimulatedWorld) -> None:
     world.gpus.fault("facts", None, HANG)
 
-    async with open_gpu(world.settings(call_timeout=1.0)) as gpu:
+    async with open_gpu(world.settings(call_timeout=4.0)) as gpu:
         with pytest.raises(GpuHung):
             await gpu.facts()
         assert len(await gpu.facts()) == 2
