@@ -16,6 +16,7 @@ from kybernate.embedded.oci import Workload
 from kybernate.embedded.stack import find_stack
 from kybernate.embedded.workload import Workloads
 from node_worker.containerd.client import connect
+from node_worker.containerd.port import RuntimeProblem
 
 
 def main() -> None:
@@ -33,7 +34,10 @@ async def start(state: Path, name: str, workload: Workload) -> Path:
     if not daemon.socket.exists():
         raise SystemExit(f"there is no containerd in {state}: start `kybernate up`, see --state")
     async with connect(daemon.socket) as runtime:
-        return (await Workloads(daemon, runtime).start_container(name, workload)).log
+        try:
+            return (await Workloads(daemon, runtime).start_container(name, workload)).log
+        except RuntimeProblem as error:
+            raise SystemExit(f"{name} was not started: {error}") from error
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from node_worker.containerd.port import (
     Container,
     NotFound,
     Runtime,
+    RuntimeProblem,
     Stdio,
     TaskStatus,
 )
@@ -96,7 +97,11 @@ class Workloads:
                 binds=(*self._python.binds, *workload.binds),
             )
         await self._create(id, workload, await self.provide_base(python=python))
-        return await self._start(id)
+        try:
+            return await self._start(id)
+        except RuntimeProblem:  # such as a program that is not there: the name is free again
+            await self.running(id, 0).remove()
+            raise
 
     def running(self, id: str, pid: int) -> Running:
         """A container that somebody else started here, such as the worker by a restore."""

@@ -16,7 +16,13 @@ from kybernate.embedded.containerd import (
 from kybernate.embedded.stack import Stack, StackMissing, find_stack
 from kybernate.embedded.workload import NAMESPACE, Running, Workloads
 from node_worker.containerd.client import Containerd, connect
-from node_worker.containerd.port import DumpOptions, RestorePaths, RuntimeUnavailable, Stdio
+from node_worker.containerd.port import (
+    DumpOptions,
+    RestorePaths,
+    RuntimeFailed,
+    RuntimeUnavailable,
+    Stdio,
+)
 
 COUNTER = ("sh", "-c", "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done")
 TALKER = """
@@ -125,6 +131,17 @@ async def test_a_removed_container_is_gone(workloads: Workloads, runtime: Contai
     await again.wait_for_more()
     await workloads.clear()
     assert not alive(again.pid)
+
+
+async def test_a_program_that_is_not_there_leaves_the_name_free(
+    workloads: Workloads, runtime: Containerd
+) -> None:
+    with pytest.raises(RuntimeFailed, match="no-such-program"):
+        await workloads.start_container("counter", oci.Workload(args=("no-such-program",)))
+    assert await runtime.containers(NAMESPACE) == ()
+    running = await workloads.start_container("counter", oci.Workload(args=COUNTER))
+    await running.wait_for_more()
+    await running.remove()
 
 
 async def test_containers_outlive_a_restart_of_the_daemon(
