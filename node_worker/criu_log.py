@@ -54,6 +54,14 @@ _BY_PHASE: Final = ""
 
 _KNOWN: Final = (
     _Known(
+        r"Can't get rlimit",
+        _NOT_POSSIBLE,
+        "a process does not run as root, and containerd lacks CAP_SYS_RESOURCE, without which this "
+        "CRIU dumps root's alone",
+        "Give containerd that capability, or let it use the CRIU of Kybernate's image "
+        "(`kybernate node install --criu`), which does without.",
+    ),
+    _Known(
         r"No space left on device|Disk quota exceeded",
         reasons.DISK_FULL,
         "the disk filled up while CRIU was writing",

@@ -22,6 +22,7 @@ _BINARY_NAME: Final = 6  # of containerd.runc.v1.Options
 _FEATURE: Final = "limits_from_proc"
 """What deploy/criu adds."""
 _TIMEOUT: Final = 10.0
+_NOT_ASKED: Final = 125  # and what is above: chroot's own
 _WRAPPERS_CRIU: Final = re.compile(r"^CRIU='([^']+)'$", re.MULTILINE)
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,15 @@ def takes_limits_from_proc(shim: int, container: Container, *, proc: Path = PROC
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("cannot ask the CRIU of process %d what it can: %s", shim, error)
-        return True
+        return _believed(shim, error)
+    if asked.returncode >= _NOT_ASKED:
+        return _believed(shim, f"chroot ended with {asked.returncode}")
     return asked.returncode == 0
+
+
+def _believed(shim: int, why: object) -> bool:
+    log.warning("cannot ask the CRIU of process %d what it can: %s", shim, why)
+    return True
 
 
 def _path(shim: Path, container: Container) -> Iterator[str]:

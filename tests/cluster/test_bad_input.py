@@ -93,6 +93,17 @@ async def test_a_pod_that_is_being_deleted(place: World) -> None:
     await place.kube.patch(PODS, place.namespace, "counter", LET_GO)
 
 
+async def test_a_pod_of_another_runtime_than_containerd(place: World) -> None:
+    (container,) = (await place.pod("counter"))["status"]["containerStatuses"]
+    elsewhere = {"status": {"containerStatuses": [container | {"containerID": "docker://1"}]}}
+    await place.kube.patch(PODS, place.namespace, "counter", elsewhere, part="status")
+    async with place.controllers():
+        await place.checkpoint("first", podName="counter")
+
+        told = await is_refused(place, CHECKPOINTS, "first", "RuntimeUnsupported")
+        assert "runs in docker" in told
+
+
 async def test_a_pod_that_was_replaced_while_its_node_was_waited_for(place: World) -> None:
     await takes_no_jobs(place)
     async with place.controllers():

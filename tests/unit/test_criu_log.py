@@ -73,6 +73,7 @@ def test_errors_of_a_restored_process_are_read_too() -> None:
          reasons.CANNOT_BE_CHECKPOINTED),
         ("Unsupported mapping found 00007f0000000000-00007f0000001000",
          reasons.CANNOT_BE_CHECKPOINTED),
+        ("Can't get rlimit 0: Operation not permitted", reasons.CANNOT_BE_CHECKPOINTED),
         ("vdso: Unexpected rt vDSO area bounds", reasons.RUNTIME_FAILED),
         ("mnt: No mapping for 812:/usr/lib/libcuda.so mountpoint",
          reasons.CANNOT_BE_CHECKPOINTED),

@@ -23,7 +23,7 @@ def criu(folder: Path, *, knows: bool) -> Path:
 def shim(proc: Path, path: Path) -> None:
     (proc / f"{SHIM}").mkdir(parents=True)
     (proc / f"{SHIM}/root").symlink_to("/")
-    (proc / f"{SHIM}/environ").write_bytes(b"HOME=/root\0PATH=%s:/bin\0" % bytes(path))
+    (proc / f"{SHIM}/environ").write_bytes(b"HOME=/root\0PATH=%s\0" % bytes(path))
 
 
 def container(runc: Path | None = None) -> Container:
@@ -52,4 +52,6 @@ def test_the_one_that_the_wrapper_puts_first(tmp_path: Path) -> None:
 
 
 def test_one_that_cannot_be_asked_will_tell_by_itself(tmp_path: Path) -> None:
-    assert takes_limits_from_proc(SHIM, container(), proc=tmp_path)
+    assert takes_limits_from_proc(SHIM, container(), proc=tmp_path), "the shim has gone"
+    shim(tmp_path, tmp_path / "nowhere")
+    assert takes_limits_from_proc(SHIM, container(), proc=tmp_path), "there is no CRIU"
