@@ -3,10 +3,8 @@
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-
-from kybernate.tasks import end
 
 
 def free_ports(count: int) -> list[int]:
@@ -23,30 +21,30 @@ def free_ports(count: int) -> list[int]:
 @asynccontextmanager
 async def balanced(ports: Sequence[int]) -> AsyncIterator[int]:
     """The port that stands for all of them."""
-    turns, open_ones = itertools.cycle(ports), set[asyncio.Task[None]]()
+    turns, forwarding = itertools.cycle(ports), set[asyncio.Task[None]]()
 
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        open_ones.add(task)
-        try:
-            there = await _connected(turns, len(ports))
-            if there is not None:
-                await _both_ways((reader, writer), there)
-        finally:
-            writer.close()
-            open_ones.discard(task)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_forward((reader, writer), turns, len(ports)))
+        forwarding.add(task)
+        task.add_done_callback(forwarding.discard)
 
-    server = await asyncio.start_server(forward, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
         server.close()
-        for task in list(open_ones):
-            await end(task)
+        await _ended(forwarding)
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _forward(one: Ends, turns: "itertools.cycle[int]", tries: int) -> None:
+    try:
+        if (other := await _connected(turns, tries)) is not None:
+            await _both_ways(one, other)
+    finally:
+        one[1].close()
 
 
 async def _connected(turns: "itertools.cycle[int]", tries: int) -> Ends | None:
@@ -58,14 +56,22 @@ async def _connected(turns: "itertools.cycle[int]", tries: int) -> Ends | None:
 
 async def _both_ways(one: Ends, other: Ends) -> None:
     """Until either closes."""
-    ways = [_pump(one[0], other[1]), _pump(other[0], one[1])]
-    tasks = [asyncio.create_task(way) for way in ways]
+    ways = {
+        asyncio.create_task(_pump(one[0], other[1])),
+        asyncio.create_task(_pump(other[0], one[1])),
+    }
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            await end(task)
-        other[1].close()
+        other[1].close()  # first: what follows can be called off
+        await _ended(ways)
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
