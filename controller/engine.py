@@ -9,8 +9,8 @@ any controller does it.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -74,7 +74,7 @@ class Engine:
     async def start(self, action: Action) -> Action:
         """Record a new action, and get its job on the way. Conflict when its id is taken."""
         recorded = await self._records.create(action)
-        await _guarded(self.pass_time(recorded.id), f"dispatch of {recorded.id}")
+        await _guarded(f"dispatch of {recorded.id}", self.pass_time, recorded.id)
         return recorded
 
     async def cancel(self, action: str) -> Action | None:
@@ -109,7 +109,7 @@ class Engine:
         await self._note_published(now)
         due = [one.id for one in self._records.unfinished() if self._is_due(one, now)]
         await asyncio.gather(
-            *(_guarded(self.pass_time(action), f"what is due for {action}") for action in due)
+            *(_guarded(f"what is due for {action}", self.pass_time, action) for action in due)
         )
 
     def _is_due(self, action: Action, now: float) -> bool:
@@ -197,7 +197,7 @@ class Engine:
         for job, _ in ripe:
             del self._to_note[job.id]
         await asyncio.gather(
-            *(_guarded(self._note(job, began), f"note of job {job.id}") for job, began in ripe)
+            *(_guarded(f"note of job {job.id}", self._note, job, began) for job, began in ripe)
         )
 
     async def _note(self, job: Job, began: float) -> None:
@@ -213,9 +213,9 @@ def _heard_of(action: Action, since: float) -> bool:
     return action.ended or (started and action.updated >= since)
 
 
-async def _guarded(work: Coroutine[Any, Any, object], what: str) -> None:
+async def _guarded(what: str, act: Callable[..., Awaitable[object]], *given: object) -> None:
     try:
-        await work
+        await act(*given)
     except Exception as error:  # noqa: BLE001 - logged; the sweep does what is left undone
         _log_undone(what, error)
 

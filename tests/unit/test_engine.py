@@ -1,6 +1,7 @@
 """The engine, the events and the sweep over the in-memory bus, where bad luck comes on demand."""
 
 import asyncio
+import gc
 import uuid
 from collections.abc import Callable
 
@@ -156,6 +157,19 @@ async def test_a_new_action_is_recorded_published_and_noted(
     started = await one.engine.start(action(clock))
     assert await jobs_in_stream(one.bus) == [f"{started.id}.1"]
     await dispatched(one, clock, started)
+
+
+async def test_what_is_due_can_be_called_off_before_it_begins(
+    clock: Clock, one: Controller
+) -> None:
+    """A coroutine that nobody awaits any more would be told as a warning, and fail the test."""
+    await one.engine.start(action(clock))
+    clock.now += 60
+    due = asyncio.create_task(one.engine.do_what_is_due())
+    asyncio.get_running_loop().call_soon(due.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await due
+    gc.collect()
 
 
 async def test_the_same_id_twice_is_a_conflict(clock: Clock, one: Controller) -> None:
