@@ -18,7 +18,7 @@ glibc_minors=(17 24 26 27 28 31 34 35)
 say() { printf 'gpu bundle: %s\n' "$*"; }
 fail() { printf 'gpu bundle: %s\n' "$*" >&2; exit 1; }
 
-wanted() { { cat requirements.lock pyproject.toml scripts/stack.sh scripts/gpu_bundle.sh; } | sha256sum; }
+wanted() { { cat requirements.lock pyproject.toml scripts/stack.sh deploy/criu/*.patch scripts/gpu_bundle.sh; } | sha256sum; }
 
 # What the programs are linked with beyond the C library; CRIU brings its own.
 libraries_of() {
